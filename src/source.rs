@@ -192,3 +192,15 @@ impl Source {
 pub fn fuzz_aggregate(message: &[u8]) {
     aggregation::fuzz(message);
 }
+
+/// Entry point for a fuzz target.
+#[cfg(fuzzing)]
+pub fn fuzz_cbor(body: &[u8]) {
+    response::fuzz_cbor(body);
+}
+
+/// Entry point for a fuzz target.
+#[cfg(fuzzing)]
+pub fn fuzz_json(body: &[u8]) {
+    response::fuzz_json(body);
+}

@@ -46,6 +46,10 @@
 //! `DescribeStreamConsumer`, `DeregisterStreamConsumer` and `SubscribeToShard`. Any other call is
 //! refused as an unknown operation. Methods of [`Kinesis`], [`Stream`] and [`Shard`] do the rest.
 //!
+//! A call in JSON is answered in JSON, and a call in CBOR in CBOR, as by Kinesis.
+//! `SubscribeToShard` is JSON only. [`set_cbor`](Kinesis::set_cbor) imitates servers without CBOR,
+//! with other forms of it, or with faults in it.
+//!
 //! - A shard serves 5 reads and 5 iterators per second. A response has at most 10,000 records and
 //!   10 MiB, and a shard serves 2 MiB per second: the next read waits until the last response is
 //!   paid for at that rate. Calls beyond a limit are refused as by Kinesis and noted as a
@@ -66,7 +70,9 @@
 #![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
 mod aggregate;
+mod answer;
 mod calls;
+mod cbor;
 mod consumers;
 mod contents;
 mod kinesis;
@@ -80,6 +86,7 @@ mod wire;
 
 pub use aggregate::aggregate;
 pub use calls::{Call, Interruption, Outcome, WrongListing};
+pub use cbor::CborSupport;
 pub use kinesis::Kinesis;
 pub use stream::{Shard, Stream};
 pub use wall::WallClock;

@@ -4,9 +4,10 @@
 use kinestream::store::{Scope, lease};
 use kinestream::{
     ApplicationStatus, Checkpoint, CheckpointOn, Consumer, ConsumerBuilder, EncryptionType, Error,
-    ErrorKind, Event, Events, Health, IfLeased, InFlightLimit, MemoryBudget, MemoryStore,
-    OnTrimmed, Record, Records, SequenceNumber, ShardFailure, ShardId, ShardOrdering,
+    ErrorKind, Event, Events, FallbackReason, Health, IfLeased, InFlightLimit, MemoryBudget,
+    MemoryStore, OnTrimmed, Record, Records, SequenceNumber, ShardFailure, ShardId, ShardOrdering,
     ShardPosition, ShardState, ShardStatus, ShardStream, Shards, StartingPosition, Task,
+    WireFormat,
 };
 
 fn assert_all<T: Send + Sync + Unpin + std::fmt::Debug + 'static>() {}
@@ -23,6 +24,7 @@ fn public_types_keep_their_auto_traits() {
     assert_all::<Error>();
     assert_all::<ErrorKind>();
     assert_all::<Event>();
+    assert_all::<FallbackReason>();
     assert_all::<Health>();
     assert_all::<InFlightLimit>();
     assert_all::<MemoryStore>();
@@ -38,6 +40,7 @@ fn public_types_keep_their_auto_traits() {
     assert_all::<ShardStatus>();
     assert_all::<StartingPosition>();
     assert_all::<Task>();
+    assert_all::<WireFormat>();
     assert_all::<ApplicationStatus>();
     assert_all::<IfLeased>();
     assert_all::<lease::HeartbeatResponse>();

@@ -221,10 +221,10 @@ impl ConsumerBuilder {
     ///
     /// In addition, each shard has a reserve of 64 KiB or one record (with
     /// [`fan_out`](Self::fan_out): one event). A shard therefore makes progress when its caller
-    /// waits for a record, regardless of the memory that other shards hold. A
-    /// response counts from the time it is read until the last record that is kept of it is
-    /// dropped, with a quarter more for its index while it is read. A response that exceeds the free
-    /// memory is not read. If the caller waits, the shard retries with fewer records; a prefetch
+    /// waits for a record, regardless of the memory that other shards hold. A response counts with
+    /// its whole length until the last record of it is dropped, and while it is read with a quarter
+    /// more; an event of enhanced fan-out counts twice while it is read. A response that exceeds the
+    /// free memory is not read. If the caller waits, the shard retries with fewer records; a prefetch
     /// waits until memory is free.
     ///
     /// Default: 64 MiB. At least 1 byte.

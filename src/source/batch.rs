@@ -257,3 +257,6 @@ fn unpack(records: &[RecordRange], buffer: &[u8]) -> Vec<Aggregated> {
     });
     packed.collect()
 }
+
+#[cfg(all(test, feature = "testing"))]
+mod tests;

@@ -1,21 +1,22 @@
 //! Computes how many records a call requests: fewer while memory is short.
 
-use super::get_records::{readable, while_read};
+use super::get_records::while_read;
 
-/// The minimum expected length of a response, in bytes.
-pub(super) const SMALL_RESPONSE: usize = 32 * 1024;
+/// The least memory that a response is expected to take while it is read: that of 32 KiB.
+const LEAST_MEMORY: usize = while_read(32 * 1024);
 
-/// The record limit of one shard's calls, and the expected length of their responses.
+/// The record limit of one shard's calls, and the memory that their responses take while they are
+/// read.
 #[derive(Debug)]
 pub(super) struct FetchLimit {
     most: u32,
     limit: u32,
-    expected: usize,
+    needed: usize,
 }
 
 impl FetchLimit {
     pub(super) fn new(most: u32) -> Self {
-        Self { most, limit: most, expected: SMALL_RESPONSE }
+        Self { most, limit: most, needed: LEAST_MEMORY }
     }
 
     pub(super) fn limit(&self) -> u32 {
@@ -29,30 +30,30 @@ impl FetchLimit {
 
     /// Returns the memory that the next response is expected to take while it is read.
     pub(super) fn needed(&self) -> usize {
-        while_read(self.expected)
+        self.needed
     }
 
     /// Lowers the limit so that the response should fit into `taken` bytes: to at most half, and at
     /// least one record.
     pub(super) fn reduce(&mut self, taken: usize) {
-        let fitting = u64::from(self.limit) * taken as u64 / (self.needed() as u64).max(1);
+        let fitting = u64::from(self.limit) * taken as u64 / (self.needed as u64).max(1);
         let fitting = u32::try_from(fitting).unwrap_or(u32::MAX);
         self.limit = fitting.min(self.limit / 2).max(1);
-        self.expected = readable(taken).max(SMALL_RESPONSE);
+        self.needed = taken.max(LEAST_MEMORY);
     }
 
-    /// Notes that there was not enough memory for a response of this length.
-    pub(super) fn did_not_fit(&mut self, length: usize) {
-        self.expected = self.expected.max(length);
+    /// Notes that there was not enough memory for a response that needs as much.
+    pub(super) fn did_not_fit(&mut self, needed: usize) {
+        self.needed = self.needed.max(needed);
     }
 
-    /// Notes that a response of this length was read and that `free` bytes of memory are left.
+    /// Notes that a response that needed as much memory was read, and that `free` bytes are left.
     /// Raises the limit if twice as many records would fit.
-    pub(super) fn answered(&mut self, length: usize, free: usize) {
-        self.expected = length.max(SMALL_RESPONSE);
-        if self.limit < self.most && while_read(self.expected.saturating_mul(2)) <= free {
+    pub(super) fn answered(&mut self, needed: usize, free: usize) {
+        self.needed = needed.max(LEAST_MEMORY);
+        if self.limit < self.most && self.needed.saturating_mul(2) <= free {
             self.limit = self.limit.saturating_mul(2).min(self.most);
-            self.expected = self.expected.saturating_mul(2);
+            self.needed = self.needed.saturating_mul(2);
         }
     }
 }
@@ -68,10 +69,10 @@ mod tests {
         let mut portion = FetchLimit::new(10_000);
         portion.did_not_fit(10 * MEBIBYTE);
         portion.reduce(2 * MEBIBYTE);
-        assert_eq!(portion.limit(), 1_600);
+        assert_eq!(portion.limit(), 2_000);
         portion.did_not_fit(MEBIBYTE + 1);
         portion.reduce(2 * MEBIBYTE);
-        assert_eq!(portion.limit(), 800);
+        assert_eq!(portion.limit(), 1_000);
     }
 
     #[test]
@@ -93,9 +94,9 @@ mod tests {
         let mut portion = FetchLimit::new(10);
         portion.reduce(portion.needed());
         assert_eq!(portion.limit(), 5);
-        portion.answered(MEBIBYTE, 5 * MEBIBYTE / 2 - 1);
+        portion.answered(MEBIBYTE, 2 * MEBIBYTE - 1);
         assert_eq!(portion.limit(), 5);
-        portion.answered(MEBIBYTE, 5 * MEBIBYTE / 2);
+        portion.answered(MEBIBYTE, 2 * MEBIBYTE);
         assert_eq!(portion.limit(), 10);
         portion.answered(MEBIBYTE, usize::MAX);
         assert_eq!(portion.limit(), 10, "the configured limit is never exceeded");

@@ -34,11 +34,11 @@ use exchange::{Exchange, Fault, Head, Seen, write_request};
 use fingerprints::Fingerprints;
 use memory::ResponseMemory;
 
-pub(super) use memory::{MAX_RESPONSE_BYTES, readable, while_read};
+pub(super) use memory::{MAX_RESPONSE_BYTES, while_read};
 
 /// The most records of a response that is compared. Each is fetched twice, and the bytes of both
 /// responses count against the throughput of the shard.
-const COMPARED_RECORDS: u32 = 100;
+const COMPARED_RECORDS: u32 = 10;
 
 /// The call for the records at an iterator.
 pub(super) struct RecordsRequest<'a> {
@@ -63,8 +63,8 @@ pub(super) struct RecordsResponse {
     pub(super) response: Response,
     /// Covers the buffer and the index of the response.
     pub(super) space: Reservation,
-    /// The length of the body.
-    pub(super) length: usize,
+    /// The memory that it took while it was read.
+    pub(super) needed: usize,
     /// The record limit of the call, which may be lower than requested.
     pub(super) limit: u32,
 }
@@ -74,6 +74,8 @@ pub(super) struct RecordsFailure {
     pub(super) failure: ClassifiedError,
     /// The length of the body, as far as it is known.
     pub(super) length: usize,
+    /// The memory that the response takes while it is read.
+    pub(super) needed: usize,
     /// True if the response did not fit into free memory.
     pub(super) was_rejected: bool,
 }
@@ -235,13 +237,14 @@ fn outcome(
     limit: u32,
     fallback: Option<FallbackReason>,
 ) -> RecordsOutcome {
-    let (length, was_rejected) = (memory.length(), memory.was_rejected());
+    let (length, needed) = (memory.length(), memory.needed());
+    let was_rejected = memory.was_rejected();
     let result = match result {
         Ok(response) => {
             let space = memory.keep(response.memory());
-            Ok(RecordsResponse { response, space, length, limit })
+            Ok(RecordsResponse { response, space, needed, limit })
         }
-        Err(failure) => Err(RecordsFailure { failure, length, was_rejected }),
+        Err(failure) => Err(RecordsFailure { failure, length, needed, was_rejected }),
     };
     RecordsOutcome { result, fallback }
 }

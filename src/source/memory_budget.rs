@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 
 use super::demand::{Demand, Urgency};
 
-/// The bytes that each shard may hold in addition to the budget: enough to read a 32 KiB response.
+/// The bytes that each shard may hold in addition to the budget: enough to read a response of 48 KiB.
 pub(super) const RESERVE: usize = 64 * 1024;
 
 /// Returns the memory that a message takes while the SDK reads and decodes it: its text, and the

@@ -117,7 +117,7 @@ impl PollingFetcher {
     }
 
     async fn read(&mut self, read: RecordsResponse, asked: Instant) -> Result<(), StreamError> {
-        let RecordsResponse { response, space, length, limit } = read;
+        let RecordsResponse { response, space, needed, limit } = read;
         let bytes = response.bytes();
         let Response { buffer, records, next_shard_iterator, .. } = response;
         let lag = response.millis_behind_latest;
@@ -127,7 +127,7 @@ impl PollingFetcher {
             // Some servers never report a lag, so a full response also counts as behind.
             || records.len() >= self.fetch_limit.limit().min(limit) as usize
             || bytes > MAX_RESPONSE_BYTES / 2;
-        self.fetch_limit.answered(length, self.memory.free());
+        self.fetch_limit.answered(needed, self.memory.free());
         // The bytes count even if the response is discarded.
         self.fetch_state.pace.read(bytes);
         if lacks_records {
@@ -245,7 +245,7 @@ impl ShardFetcher for PollingFetcher {
         if let Some(reason) = outcome.fallback {
             self.fetch_state.telemetry.emit(Event::WireFormatFallback { reason });
         }
-        let RecordsFailure { failure, length, was_rejected } = match outcome.result {
+        let RecordsFailure { failure, length, needed, was_rejected } = match outcome.result {
             Ok(response) => return self.read(response, asked).await,
             Err(failed) => failed,
         };
@@ -262,7 +262,7 @@ impl ShardFetcher for PollingFetcher {
             log_line!(debug, %shard, length, "response exceeds free memory");
             // A retry returns a response of the same length, so the next call takes that much
             // memory first, or lowers the record limit.
-            self.fetch_limit.did_not_fit(length);
+            self.fetch_limit.did_not_fit(needed);
         }
         self.fetch_state.pace.read(length.min(MAX_RESPONSE_BYTES));
         if was_rejected && failure.error.kind() != ErrorKind::Panicked {

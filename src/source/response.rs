@@ -123,3 +123,33 @@ impl FirstRecord {
         Some(Self { number, arrival: first.arrival() })
     }
 }
+
+/// Decodes an arbitrary body in CBOR, as a response and as an error.
+#[cfg(fuzzing)]
+pub(super) fn fuzz_cbor(body: &[u8]) {
+    check(body, Response::from_cbor(body.to_vec()));
+    drop(ErrorBody::from_cbor(body));
+}
+
+/// Decodes an arbitrary body in JSON.
+#[cfg(fuzzing)]
+pub(super) fn fuzz_json(body: &[u8]) {
+    check(body, Response::from_json(body.to_vec()));
+}
+
+#[cfg(fuzzing)]
+fn check(body: &[u8], response: Result<Response, Unreadable>) {
+    let Ok(Response { buffer, records, .. }) = response else { return };
+    assert!(buffer.len() <= 2 * body.len(), "the tail must be part of the body");
+    let get = |range: ByteRange| buffer.get(range.start()..range.end());
+    for record in records.iter().flatten() {
+        assert!(get(record.data).is_some(), "a payload must be inside the buffer");
+        let is_text = |range| get(range).is_some_and(|text| str::from_utf8(text).is_ok());
+        assert!(is_text(record.sequence_number), "a number must be a text inside the buffer");
+        let key = record.partition_key;
+        assert!(key.is_absent() || is_text(key), "a key must be a text inside the buffer");
+    }
+}
+
+#[cfg(test)]
+mod tests;

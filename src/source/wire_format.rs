@@ -32,7 +32,7 @@
 //! calls, CBOR is kept.
 //!
 //! Until CBOR is checked, one call at a time tries it. The trial belongs to a guard: if the call is
-//! dropped, it is given back. The n-th trial in a row that brings no result is followed by 2^(n-1) -
+//! dropped, it is returned. The n-th trial in a row that brings no result is followed by 2^(n-1) -
 //! 1 calls by JSON, so that a server that breaks the connections of CBOR calls, or a shard that has
 //! no throughput left for a repeated call, is still read.
 
@@ -136,7 +136,7 @@ pub(super) enum Reaction {
     /// The answer, or the failure, is the result of the call. If the reason is set, the choice was
     /// settled on JSON by it.
     Use(Option<FallbackReason>),
-    /// The same call is made again by JSON, and its result is the result of the call.
+    /// The same call is repeated by JSON, and its result is the result of the call.
     Repeat(RepeatCause),
 }
 

@@ -21,6 +21,8 @@ use crate::record::{SequenceNumber, ShardId};
 pub struct Call {
     /// The operation, such as `GetRecords`.
     pub operation: String,
+    /// True if the request is in CBOR, false if it is in JSON.
+    pub is_cbor: bool,
     /// The shard of the call, if the call names one.
     pub shard_id: Option<ShardId>,
     /// The access key ID that signed the call: `test` for [`client`](super::Kinesis::client).

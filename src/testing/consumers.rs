@@ -2,9 +2,10 @@
 
 use serde_json::{Value, json};
 
+use super::answer::{Answer, error_response};
 use super::contents::{Registered, StreamContents};
 use super::model::Model;
-use super::operations::{Answer, error_response, not_found};
+use super::operations::not_found;
 
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_RegisterStreamConsumer.html>.
 const MAX_CONSUMERS: usize = 20;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use md5::{Digest, Md5};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -44,7 +45,7 @@ pub(super) struct ShardContents {
     pub(super) trimmed: usize,
     pub(super) reads: CallWindow,
     pub(super) iterators: CallWindow,
-    pub(super) bytes: Bytes,
+    pub(super) bytes: ReadBytes,
     /// Reads are throttled until this time.
     pub(super) occupied: Option<Instant>,
     pub(super) subscriptions: Vec<Subscribed>,
@@ -75,12 +76,12 @@ pub(super) struct Subscribed {
     pub(super) interruption: Option<Interruption>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Stored {
     pub(super) number: String,
     pub(super) arrival: u64,
     pub(super) partition_key: String,
-    pub(super) data: Vec<u8>,
+    pub(super) data: Bytes,
 }
 
 impl Stored {
@@ -127,7 +128,7 @@ impl StreamContents {
             trimmed: 0,
             reads: CallWindow::default(),
             iterators: CallWindow::default(),
-            bytes: Bytes::default(),
+            bytes: ReadBytes::default(),
             occupied: None,
             subscriptions: Vec::new(),
             changed: Arc::default(),
@@ -140,6 +141,7 @@ impl StreamContents {
     pub(super) fn put(&mut self, shard: usize, key: String, data: Vec<u8>, now: u64) -> String {
         assert!(self.shards[shard].closed.is_none(), "shard {shard} is closed");
         let number = self.number();
+        let data = data.into();
         let stored = Stored { number: number.clone(), arrival: now, partition_key: key, data };
         self.shards[shard].records.push(stored);
         self.shards[shard].changed.notify_waiters();
@@ -231,13 +233,13 @@ impl CallWindow {
 
 /// The bytes of the last response, and the time at which they are paid for.
 #[derive(Debug, Default)]
-pub(super) struct Bytes {
+pub(super) struct ReadBytes {
     paid: Option<Instant>,
     /// The response did not arrive, so the client cannot know its size.
     lost: bool,
 }
 
-impl Bytes {
+impl ReadBytes {
     pub(super) fn admits(&self, now: Instant) -> bool {
         self.paid.is_none_or(|paid| now >= paid)
     }
@@ -252,5 +254,10 @@ impl Bytes {
         let millis = bytes as u64 * 1000 / BYTES_PER_SECOND;
         self.paid = Some(now + Duration::from_millis(millis));
         self.lost = !arrives;
+    }
+
+    /// Notes that the last response has not arrived completely.
+    pub(super) fn lose(&mut self) {
+        self.lost = true;
     }
 }

@@ -6,10 +6,12 @@ use aws_sdk_kinesis::config::retry::RetryConfig;
 use aws_sdk_kinesis::config::{
     BehaviorVersion, Config, Credentials, Region, SharedHttpClient, StalledStreamProtectionConfig,
 };
+#[cfg(test)]
+use aws_smithy_runtime_api::client::http::SharedHttpConnector;
 
 use super::contents::StreamContents;
 use super::model::ModelHandle;
-use super::{Call, Outcome, Stream, wire};
+use super::{Call, CborSupport, Outcome, Stream, wire};
 
 /// An in-memory Kinesis. Its clones share the same streams.
 ///
@@ -73,6 +75,12 @@ impl Kinesis {
         wire::http_client(self.0.clone())
     }
 
+    /// Returns the connector behind the HTTP client, for requests that no SDK client makes.
+    #[cfg(test)]
+    pub(super) fn connector(&self) -> SharedHttpConnector {
+        wire::connector(self.0.clone())
+    }
+
     /// Creates a stream whose shards have equal hash key ranges.
     ///
     /// If a stream of the same name was deleted, the new shards have the same names and later
@@ -132,6 +140,12 @@ impl Kinesis {
     /// Kinesis sends the length; some proxies remove it.
     pub fn set_chunked(&self, chunked: bool) {
         self.0.lock().is_chunked = chunked;
+    }
+
+    /// Sets the response to calls in CBOR, from the next response on. [`CborSupport::Amazon`] by
+    /// default.
+    pub fn set_cbor(&self, support: CborSupport) {
+        self.0.lock().set_cbor(support);
     }
 
     /// Sets whether the end of a shard names its children. On by default, as in Kinesis;

@@ -5,14 +5,15 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::WrongListing;
+use super::answer::Answer;
 use super::contents::{id_of, index_of};
-use super::operations::{Answer, token};
+use super::operations::token;
 
 impl WrongListing {
     /// Turns a correct response into this wrong one. `now` is in milliseconds since 1970.
-    pub(super) fn alter(&self, (status, text): Answer, stream: &str, now: u64) -> Answer {
-        let Ok(mut body) = serde_json::from_str::<Value>(&text) else { return (status, text) };
-        let Some(shards) = body["Shards"].as_array_mut() else { return (status, text) };
+    pub(super) fn alter(&self, mut answer: Answer, stream: &str, now: u64) -> Answer {
+        let shards = answer.members.get_mut("Shards").and_then(Value::as_array_mut);
+        let Some(shards) = shards else { return answer };
         match self {
             Self::Empty => shards.clear(),
             Self::Without(missing) => shards.retain(|shard| shard["ShardId"] != missing.as_str()),
@@ -23,7 +24,10 @@ impl WrongListing {
                     shard["ShardId"] = json!("no shard");
                 }
             }
-            Self::Loops => body["NextToken"] = json!(token(stream, 0, 0, now)),
+            Self::Loops => {
+                let first = json!(token(stream, 0, 0, now));
+                answer.members.insert("NextToken".to_owned(), first);
+            }
             Self::OneParent => {
                 for shard in shards.iter_mut().filter_map(Value::as_object_mut) {
                     shard.remove("AdjacentParentShardId");
@@ -37,7 +41,7 @@ impl WrongListing {
                 }
             }
         }
-        (status, body.to_string())
+        answer
     }
 }
 

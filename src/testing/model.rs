@@ -8,8 +8,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fastrand::Rng;
 use tokio::time::Instant;
 
+use super::answer::EncodedAnswer;
 use super::contents::{MAX_RECORDS, StreamContents};
-use super::{Call, Outcome};
+use super::{Call, CborSupport, Outcome};
 
 use crate::mutex::Mutex;
 
@@ -30,6 +31,9 @@ pub(super) struct Model {
     planned: Vec<Planned>,
     pub(super) child_shards: bool,
     pub(super) is_chunked: bool,
+    cbor: CborSupport,
+    /// The number of calls in CBOR that were refused since `cbor` was set.
+    refusals: usize,
     pub(super) jitter: Duration,
     jitters: Rng,
     pub(super) event_records: usize,
@@ -69,6 +73,8 @@ impl ModelHandle {
             planned: Vec::new(),
             child_shards: true,
             is_chunked: false,
+            cbor: CborSupport::default(),
+            refusals: 0,
             jitter: Duration::ZERO,
             jitters: Rng::with_seed(0),
             event_records: MAX_RECORDS as usize,
@@ -108,6 +114,21 @@ impl Model {
             return self.latency;
         }
         self.latency + self.jitter.mul_f64(self.jitters.f64())
+    }
+
+    pub(super) fn set_cbor(&mut self, support: CborSupport) {
+        (self.cbor, self.refusals) = (support, 0);
+    }
+
+    pub(super) fn cbor(&self) -> CborSupport {
+        self.cbor
+    }
+
+    /// Returns the response to a call in CBOR if this server does not support CBOR.
+    pub(super) fn refuse_cbor(&mut self) -> Option<EncodedAnswer> {
+        let refusal = self.cbor.refusal(!self.refusals.is_multiple_of(2))?;
+        self.refusals += 1;
+        Some(refusal)
     }
 
     pub(super) fn decide(&mut self, call: &Call) -> Outcome {

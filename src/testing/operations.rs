@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::answer::{Answer, error_response};
 use super::contents::{
     MAX_RECORDS, ShardContents, Stored, StreamContents, format_number, hash_key, id_of, index_of,
 };
@@ -15,13 +16,6 @@ const TOKEN_LIFE: u64 = 300 * 1000;
 const LARGEST_PAGE: u64 = 1000;
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
 const LARGEST_ANSWER: usize = 10 << 20;
-
-/// A response: status and body.
-pub(super) type Answer = (u16, String);
-
-pub(super) fn error_response(status: u16, code: &str, message: &str) -> Answer {
-    (status, json!({ "__type": code, "message": message }).to_string())
-}
 
 const NUMBER_REFUSED: &str = "StartingSequenceNumber used in GetShardIterator is invalid";
 
@@ -102,7 +96,10 @@ impl Model {
         let answer = match operation {
             "ListShards" => self.list_shards(body),
             "GetShardIterator" => self.shard_iterator(body),
-            "GetRecords" => self.records(call, body, arrives),
+            "GetRecords" => {
+                let read = self.records(call, body, arrives);
+                return read.unwrap_or_else(|refused| refused);
+            }
             "PutRecord" => self.put_record(body),
             "PutRecords" => self.put_records(body),
             "DescribeStreamSummary" => self.describe_stream(body),
@@ -111,7 +108,7 @@ impl Model {
             "DeregisterStreamConsumer" => self.deregister(body),
             _ => Err(error_response(400, "UnknownOperationException", operation)),
         };
-        answer.map_or_else(|refused| refused, |answer| (200, answer.to_string()))
+        answer.map_or_else(|refused| refused, |members| Answer::of(200, members))
     }
 
     fn violation(&mut self, what: &str) -> Answer {
@@ -203,7 +200,7 @@ impl Model {
         Ok(json!({ "ShardIterator": token(&name, index, next, now) }))
     }
 
-    fn records(&mut self, call: usize, body: &Value, arrives: bool) -> Result<Value, Answer> {
+    fn records(&mut self, call: usize, body: &Value, arrives: bool) -> Result<Answer, Answer> {
         let (now, instant) = (self.now(), Instant::now());
         let named = body["ShardIterator"].as_str().unwrap_or_default();
         let Some((name, index, next, given)) = parse_token(named) else {
@@ -242,7 +239,7 @@ impl Model {
         let limit = body["Limit"].as_u64().unwrap_or(MAX_RECORDS).min(MAX_RECORDS) as usize;
         let first = next.max(shard.trimmed);
         let (count, bytes) = records_that_fit(&shard.records[first..], limit);
-        let found = shard.records[first..first + count].iter().map(record_json).collect::<Vec<_>>();
+        let found = shard.records[first..first + count].to_vec();
         shard.bytes.read(instant, bytes, arrives);
         let next = first + count;
         let behind = shard.records.get(next).map_or(0, |record| now.saturating_sub(record.arrival));
@@ -253,13 +250,26 @@ impl Model {
             let last = shard.records[first..next].last();
             call.last = last.and_then(|record| record.number.parse().ok());
         }
-        let mut answer = json!({ "Records": found, "MillisBehindLatest": behind });
+        let mut members = json!({ "MillisBehindLatest": behind });
         if !at_end {
-            answer["NextShardIterator"] = json!(token(&name, index, next, now));
+            members["NextShardIterator"] = json!(token(&name, index, next, now));
         } else if child_shards {
-            answer["ChildShards"] = describe_children(stream, index);
+            members["ChildShards"] = describe_children(stream, index);
         }
-        Ok(answer)
+        Ok(Answer { records: Some(found), ..Answer::of(200, members) })
+    }
+
+    /// Notes that the response to a `GetRecords` call, which was carried out, has not arrived
+    /// completely.
+    pub(super) fn lose(&mut self, call: usize, body: &Value) {
+        let call = &mut self.calls[call];
+        (call.records, call.bytes, call.last) = (0, 0, None);
+        let named = body["ShardIterator"].as_str().and_then(parse_token);
+        let Some((name, index, ..)) = named else { return };
+        let stream = self.streams.get_mut(&name);
+        if let Some(shard) = stream.and_then(|stream| stream.shards.get_mut(index)) {
+            shard.bytes.lose();
+        }
     }
 
     fn put_record(&mut self, body: &Value) -> Result<Value, Answer> {
@@ -352,15 +362,6 @@ pub(super) fn records_that_fit(records: &[Stored], limit: usize) -> (usize, usiz
         count += 1;
     }
     (count, bytes)
-}
-
-pub(super) fn record_json(record: &Stored) -> Value {
-    json!({
-        "SequenceNumber": record.number,
-        "ApproximateArrivalTimestamp": record.arrival as f64 / 1000.0,
-        "Data": aws_smithy_types::base64::encode(&record.data),
-        "PartitionKey": record.partition_key,
-    })
 }
 
 fn hash_keys(shard: &ShardContents) -> Value {

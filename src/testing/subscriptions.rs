@@ -17,12 +17,11 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
+use super::answer::{Answer, error_response, record_json};
 use super::calls::Interruption;
 use super::contents::{ShardContents, Subscribed, index_of};
 use super::model::{Model, ModelHandle};
-use super::operations::{
-    Answer, describe_children, error_response, not_found, place, record_json, records_that_fit,
-};
+use super::operations::{describe_children, not_found, place, records_that_fit};
 use crate::mutex::Mutex;
 use crate::record::SequenceNumber;
 
@@ -182,7 +181,7 @@ impl Model {
         let records = &contents.records[first..after];
         let behind = contents.records.get(after);
         let mut event = json!({
-            "Records": records.iter().map(record_json).collect::<Vec<_>>(),
+            "Records": records.iter().cloned().map(record_json).collect::<Vec<_>>(),
             "MillisBehindLatest": behind.map_or(0, |record| now.saturating_sub(record.arrival)),
         });
         let last = records.last().map(|record| record.number.clone());

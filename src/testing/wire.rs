@@ -1,4 +1,4 @@
-//! Serves the model over the SDK's HTTP interface: JSON in, JSON out, no socket.
+//! Serves the model over the SDK's HTTP interface: JSON or CBOR, no socket.
 //!
 //! A response is in flight until it is read, as with a socket.
 
@@ -21,14 +21,19 @@ use http_body::{Body, Frame, SizeHint};
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
+use super::answer::{Answer, EncodedAnswer, JSON, error_response};
+use super::cbor::{self, is_cbor};
 use super::contents::{id_of, index_of};
 use super::model::ModelHandle;
-use super::operations::{Answer, error_response};
 use super::{Call, Outcome};
 
 pub(super) fn http_client(kinesis: ModelHandle) -> SharedHttpClient {
-    let connector = SharedHttpConnector::new(Connector(kinesis));
+    let connector = connector(kinesis);
     http_client_fn(move |_settings, _components| connector.clone())
+}
+
+pub(super) fn connector(kinesis: ModelHandle) -> SharedHttpConnector {
+    SharedHttpConnector::new(Connector(kinesis))
 }
 
 #[derive(Debug, Clone)]
@@ -54,7 +59,10 @@ struct InFlightCall {
     kinesis: ModelHandle,
     index: usize,
     operation: String,
+    is_cbor: bool,
     body: Value,
+    /// The reason if the body is malformed CBOR.
+    malformed: Option<String>,
     outcome: Outcome,
 }
 
@@ -68,10 +76,19 @@ impl InFlightCall {
     fn begin(kinesis: &ModelHandle, request: &HttpRequest) -> Self {
         let target = request.headers().get("x-amz-target").unwrap_or_default();
         let operation = target.rsplit('.').next().unwrap_or_default().to_owned();
-        let body = serde_json::from_slice(request.body().bytes().unwrap_or_default());
-        let body: Value = body.unwrap_or_default();
+        let is_cbor = request.headers().get("content-type").is_some_and(is_cbor);
+        let body = request.body().bytes().unwrap_or_default();
+        let (body, malformed) = if is_cbor {
+            match cbor::decode(body) {
+                Ok(body) => (body, None),
+                Err(error) => (Value::Null, Some(error.to_string())),
+            }
+        } else {
+            (serde_json::from_slice(body).unwrap_or_default(), None)
+        };
         let call = Call {
             operation: operation.clone(),
+            is_cbor,
             shard_id: shard_of(&body).and_then(|shard| id_of(shard).parse().ok()),
             access_key_id: access_key_id(request),
             at: Instant::now(),
@@ -86,7 +103,7 @@ impl InFlightCall {
         model.calls.push(call);
         let index = model.calls.len() - 1;
         drop(model);
-        Self { kinesis: kinesis.clone(), index, operation, body, outcome }
+        Self { kinesis: kinesis.clone(), index, operation, is_cbor, body, malformed, outcome }
     }
 
     async fn run(self) -> Result<HttpResponse, ConnectorError> {
@@ -96,7 +113,7 @@ impl InFlightCall {
         if !latency.is_zero() {
             sleep(latency).await;
         }
-        if self.operation == "SubscribeToShard" {
+        if self.operation == "SubscribeToShard" && !self.is_cbor {
             match self.outcome {
                 Outcome::Served | Outcome::Without(_) => return Ok(self.subscribe()),
                 Outcome::Delayed(time) => {
@@ -119,33 +136,33 @@ impl InFlightCall {
             }
         }
         let answer = match &self.outcome {
-            Outcome::Served => self.serve(true),
-            Outcome::Without(fields) => {
-                let (status, body) = self.serve(true);
-                (status, without_fields(&body, fields))
+            Outcome::Served => self.serve(true, |answer| answer),
+            Outcome::Without(fields) => self.serve(true, |answer| answer.without(fields)),
+            Outcome::Failed { status, code, message } => {
+                self.encode(error_response(*status, code, message))
             }
-            Outcome::Failed { status, code, message } => error_response(*status, code, message),
-            Outcome::Garbled { status, body } => (*status, body.clone()),
+            Outcome::Garbled { status, body } => {
+                EncodedAnswer { status: *status, body: body.clone().into(), content_type: JSON }
+            }
             Outcome::Refused => return Err(ConnectorError::io("connection refused".into())),
             Outcome::Hangs => std::future::pending().await,
             Outcome::Delayed(time) => {
-                let answer = self.serve(true);
+                let answer = self.serve(true, |answer| answer);
                 sleep(*time).await;
                 answer
             }
             Outcome::Lost => {
-                self.serve(false);
+                self.serve(false, |answer| answer);
                 return Err(ConnectorError::io("connection reset".into()));
             }
             Outcome::Cut => {
-                let (status, mut body) = self.serve(false);
-                body.truncate(body.len() / 2);
-                (status, body)
+                let mut answer = self.serve(false, |answer| answer);
+                answer.body.truncate(answer.body.len() / 2);
+                answer
             }
             Outcome::Mislisted(wrong) => {
-                let answer = self.serve(true);
                 let now = self.kinesis.lock().now();
-                wrong.alter(answer, &stream_of(&self.body), now)
+                self.serve(true, |answer| wrong.alter(answer, &stream_of(&self.body), now))
             }
         };
         Ok(self.answer(answer))
@@ -164,29 +181,56 @@ impl InFlightCall {
                 let body = SdkBody::from_body_1_x(subscription.body(kinesis.clone(), self));
                 response(&kinesis, 200, body, "application/vnd.amazon.eventstream")
             }
-            Err(refused) => self.answer(refused),
+            Err(refused) => self.answer(refused.into_json()),
         }
     }
 
-    fn serve(&self, arrives: bool) -> Answer {
-        self.kinesis.lock().serve(self.index, &self.operation, &self.body, arrives)
+    /// Carries out the call and encodes the response, altered by `alter`.
+    fn serve(&self, arrives: bool, alter: impl FnOnce(Answer) -> Answer) -> EncodedAnswer {
+        let mut model = self.kinesis.lock();
+        if self.is_cbor {
+            if let Some(refusal) = model.refuse_cbor() {
+                return refusal;
+            }
+            let refusal = match &self.malformed {
+                Some(reason) => Some((400, "SerializationException", &reason[..])),
+                None if self.operation == "SubscribeToShard" => {
+                    Some((500, "InternalFailure", "SubscribeToShard is JSON only"))
+                }
+                None => None,
+            };
+            if let Some((status, code, message)) = refusal {
+                drop(model);
+                return self.encode(error_response(status, code, message));
+            }
+        }
+        let answer = model.serve(self.index, &self.operation, &self.body, arrives);
+        drop(model);
+        self.encode(alter(answer))
     }
 
-    fn answer(self, (status, text): Answer) -> HttpResponse {
+    /// Encodes a response in the format of the call.
+    fn encode(&self, answer: Answer) -> EncodedAnswer {
+        if !self.is_cbor {
+            return answer.into_json();
+        }
+        let support = self.kinesis.lock().cbor();
+        // An error has no records to lose.
+        let has_records = answer.records.is_some();
+        let mut encoded = support.encode(answer);
+        if support.cut(&mut encoded) && has_records {
+            self.kinesis.lock().lose(self.index, &self.body);
+        }
+        encoded
+    }
+
+    fn answer(self, answer: EncodedAnswer) -> HttpResponse {
+        let EncodedAnswer { status, body, content_type } = answer;
         let kinesis = self.kinesis.clone();
         let is_chunked = kinesis.lock().is_chunked;
-        let unread = ResponseBody { call: Some(self), status, text: text.into(), is_chunked };
-        response(&kinesis, status, SdkBody::from_body_1_x(unread), "application/x-amz-json-1.1")
+        let unread = ResponseBody { call: Some(self), status, text: body, is_chunked };
+        response(&kinesis, status, SdkBody::from_body_1_x(unread), content_type)
     }
-}
-
-/// Removes these fields from a JSON object.
-fn without_fields(body: &str, fields: &[String]) -> String {
-    let mut body: Value = serde_json::from_str(body).unwrap_or_default();
-    if let Some(object) = body.as_object_mut() {
-        object.retain(|field, _| !fields.contains(field));
-    }
-    body.to_string()
 }
 
 fn response(

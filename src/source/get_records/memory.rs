@@ -43,13 +43,8 @@ const TOO_LITTLE_MEMORY: &str = "too little free memory for the response";
 
 /// Returns the memory that a response of a known length takes: its bytes, among which the payloads
 /// are decoded, and the index of its records.
-pub(in super::super) fn while_read(length: usize) -> usize {
+pub(in super::super) const fn while_read(length: usize) -> usize {
     length.saturating_add(length / INDEX_PART)
-}
-
-/// Returns the length of the longest response that can be read in this memory.
-pub(in super::super) fn readable(bytes: usize) -> usize {
-    bytes - bytes.div_ceil(INDEX_PART + 1)
 }
 
 /// The memory of one response. Clones share it.
@@ -60,6 +55,8 @@ pub(super) struct ResponseMemory(Arc<Mutex<ResponseSize>>);
 struct ResponseSize {
     /// The length of the response, as far as it is known.
     length: usize,
+    /// The memory that it takes while it is read.
+    needed: usize,
     space: Reservation,
     was_rejected: bool,
     /// Set if one record was requested: while the caller waits, the response is read even if too
@@ -71,14 +68,19 @@ impl ResponseMemory {
     /// Creates the memory of a response from the memory that was granted. `least` is the demand of
     /// the caller, set if the call cannot request fewer records.
     pub(super) fn new(space: Reservation, least: Option<Demand>) -> Self {
-        let (length, was_rejected) = (0, false);
-        Self(Arc::new(Mutex::new(ResponseSize { length, space, was_rejected, least })))
+        let (length, needed, was_rejected) = (0, 0, false);
+        Self(Arc::new(Mutex::new(ResponseSize { length, needed, space, was_rejected, least })))
     }
 
     /// Returns the length of the response, or the bytes read so far if its length is unknown.
     /// Returns 0 before a response begins.
     pub(super) fn length(&self) -> usize {
         self.lock().length
+    }
+
+    /// Returns the memory that the response takes while it is read.
+    pub(super) fn needed(&self) -> usize {
+        self.lock().needed
     }
 
     /// Returns true if a response did not fit into free memory.
@@ -97,19 +99,17 @@ impl ResponseMemory {
     /// Forgets the response, and keeps its memory for the response to a repeated call.
     pub(super) fn reuse(&self) {
         let mut response = self.lock();
-        (response.length, response.was_rejected) = (0, false);
+        (response.length, response.needed, response.was_rejected) = (0, 0, false);
     }
 
     /// Takes the memory of a body that the SDK reads, or counts its bytes while they are read if
     /// their number is unknown.
     pub(super) fn measure_parsed(&self, body: &mut SdkBody) -> Result<(), BoxError> {
-        match known_length(body) {
-            Some(length) => self.lock().fit(length, while_parsed(length)),
-            None => {
-                self.count(body);
-                Ok(())
-            }
+        if let Some(length) = known_length(body) {
+            return self.lock().fit(length, while_parsed(length));
         }
+        self.count(body);
+        Ok(())
     }
 
     /// Reads a body into one buffer.
@@ -158,7 +158,7 @@ impl ResponseMemory {
 impl ResponseSize {
     /// Takes the memory of a response of this length. Fails if too little is free.
     fn fit(&mut self, length: usize, bytes: usize) -> Result<(), BoxError> {
-        self.length = length;
+        (self.length, self.needed) = (length, bytes);
         if bytes <= self.space.taken() || self.space.resize(bytes) {
             return Ok(());
         }
@@ -173,12 +173,13 @@ impl ResponseSize {
     /// Counts the next bytes of a response of unknown length. Returns true if they fit into memory.
     fn grow(&mut self, bytes: usize) -> bool {
         let length = self.length.saturating_add(bytes);
+        // A buffer that grows takes up to twice the bytes that it holds.
+        let needed = while_parsed(length);
         if self.was_rejected {
-            self.length = length;
+            (self.length, self.needed) = (length, needed);
             return false;
         }
-        // A buffer that grows takes up to twice the bytes that it holds.
-        self.fit(length, while_parsed(length)).is_ok()
+        self.fit(length, needed).is_ok()
     }
 }
 

@@ -1,202 +1,18 @@
-use std::collections::VecDeque;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+mod protocol;
+mod server;
 
-use aws_sdk_kinesis::config::http::HttpRequest;
 use aws_sdk_kinesis::config::timeout::TimeoutConfig;
-use aws_sdk_kinesis::config::{BehaviorVersion, Builder, Config, Credentials, Region};
-use aws_smithy_runtime_api::client::http::{
-    HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn,
-};
-use bytes::Bytes;
 use futures::FutureExt;
-use http_body::{Body, Frame, SizeHint};
 
+use self::server::{Server, Silence, answer, cbor, cbor_with, failed, in_frames, json};
 use super::super::memory_budget::MemoryBudget;
 use super::super::wire_format::WireFormat;
 use super::exchange::{CBOR, JSON};
 use super::*;
 use crate::error::{ErrorKind, RetryAction};
-use crate::mutex::Mutex;
 
 const ARN: &str = "arn:aws:kinesis:eu-west-1:123456789012:stream/orders";
 const HTML: &str = "text/html";
-
-/// A server with these answers, in order.
-#[derive(Debug, Clone, Default)]
-struct Server(Arc<Mutex<Script>>);
-
-#[derive(Debug, Default)]
-struct Script {
-    answers: VecDeque<Answer>,
-    /// The content type, the stated length and the body of each request.
-    requests: Vec<(String, String, Vec<u8>)>,
-    signed: Vec<String>,
-}
-
-#[derive(Debug)]
-struct Answer {
-    status: u16,
-    content_type: &'static str,
-    body: SdkBody,
-}
-
-impl Server {
-    fn new(answers: impl IntoIterator<Item = Answer>) -> Self {
-        let answers = answers.into_iter().collect();
-        Self(Arc::new(Mutex::new(Script { answers, ..Script::default() })))
-    }
-
-    fn config(&self) -> Builder {
-        let connector = SharedHttpConnector::new(self.clone());
-        Config::builder()
-            .behavior_version(BehaviorVersion::latest())
-            .region(Region::new("eu-west-1"))
-            .credentials_provider(Credentials::new("test", "test", None, None, "test"))
-            .http_client(http_client_fn(move |_settings, _components| connector.clone()))
-    }
-
-    fn client(&self) -> Client {
-        Client::from_conf(self.config().build())
-    }
-
-    /// Returns the formats of the requests so far.
-    fn formats(&self) -> Vec<&'static str> {
-        let name = |kind: &str| if kind == CBOR { "cbor" } else { "json" };
-        self.0.lock().requests.iter().map(|(kind, ..)| name(kind)).collect()
-    }
-}
-
-impl HttpConnector for Server {
-    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let header = |name: &str| request.headers().get(name).unwrap_or_default().to_owned();
-        let mut script = self.0.lock();
-        let body = request.body().bytes().unwrap_or_default().to_vec();
-        script.requests.push((header("content-type"), header("content-length"), body));
-        script.signed.push(header("authorization"));
-        let answer = script.answers.pop_front();
-        drop(script);
-        let Some(answer) = answer else {
-            return HttpConnectorFuture::new(std::future::pending());
-        };
-        let mut response = HttpResponse::new(answer.status.try_into().unwrap(), answer.body);
-        response.headers_mut().insert("content-type", answer.content_type);
-        HttpConnectorFuture::ready(Ok(response))
-    }
-}
-
-/// A body in frames, with the length that it states.
-struct Frames(VecDeque<Bytes>, Option<u64>);
-
-impl Body for Frames {
-    type Data = Bytes;
-    type Error = std::convert::Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Poll::Ready(self.0.pop_front().map(|data| Ok(Frame::data(data))))
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.1.map_or_else(SizeHint::default, SizeHint::with_exact)
-    }
-}
-
-/// A body that never arrives.
-struct Silence;
-
-impl Body for Silence {
-    type Data = Bytes;
-    type Error = std::convert::Infallible;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        _context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Poll::Pending
-    }
-}
-
-fn answer(status: u16, content_type: &'static str, body: impl Into<SdkBody>) -> Answer {
-    Answer { status, content_type, body: body.into() }
-}
-
-fn in_frames(body: &[u8], length: Option<usize>) -> SdkBody {
-    let frames = body.chunks(7).map(Bytes::copy_from_slice).collect();
-    SdkBody::from_body_1_x(Frames(frames, length.map(|length| length as u64)))
-}
-
-/// Returns a JSON response with records of these sequence numbers.
-fn json(numbers: impl IntoIterator<Item = u32>) -> String {
-    let record = |number: u32| {
-        format!(
-            r#"{{"SequenceNumber":"{number}","PartitionKey":"key-{number}","Data":"aGVsbG8=",
-            "ApproximateArrivalTimestamp":1767225600.125,"EncryptionType":"KMS"}}"#
-        )
-    };
-    let records: Vec<_> = numbers.into_iter().map(record).collect();
-    format!(
-        r#"{{"Records":[{}],"NextShardIterator":"next","MillisBehindLatest":5}}"#,
-        records.join(",")
-    )
-}
-
-fn text(body: &mut Vec<u8>, text: &str) {
-    body.extend([0x78, u8::try_from(text.len()).unwrap()]);
-    body.extend(text.as_bytes());
-}
-
-/// Returns the same response in CBOR, with this payload.
-fn cbor_with(numbers: impl IntoIterator<Item = u32>, payload: &[u8; 5]) -> Vec<u8> {
-    let mut body = vec![0xbf];
-    text(&mut body, "Records");
-    body.push(0x9f);
-    for number in numbers {
-        body.push(0xbf);
-        text(&mut body, "SequenceNumber");
-        text(&mut body, &number.to_string());
-        text(&mut body, "PartitionKey");
-        text(&mut body, &format!("key-{number}"));
-        text(&mut body, "Data");
-        body.push(0x45);
-        body.extend(payload);
-        text(&mut body, "ApproximateArrivalTimestamp");
-        body.extend([0xc1, 0x1b]);
-        body.extend(1_767_225_600_125_u64.to_be_bytes());
-        text(&mut body, "EncryptionType");
-        text(&mut body, "KMS");
-        body.push(0xff);
-    }
-    body.push(0xff);
-    text(&mut body, "NextShardIterator");
-    text(&mut body, "next");
-    text(&mut body, "MillisBehindLatest");
-    body.extend([0x05, 0xff]);
-    body
-}
-
-fn cbor(numbers: impl IntoIterator<Item = u32>) -> Vec<u8> {
-    cbor_with(numbers, b"hello")
-}
-
-fn error_body(content_type: &str, code: &str, message: &str) -> Vec<u8> {
-    if content_type != CBOR {
-        return format!(r#"{{"__type":"{code}","message":"{message}"}}"#).into_bytes();
-    }
-    let mut body = vec![0xbf];
-    for part in ["__type", code, "message", message] {
-        text(&mut body, part);
-    }
-    body.push(0xff);
-    body
-}
-
-fn failed(status: u16, content_type: &'static str, code: &str) -> Answer {
-    answer(status, content_type, error_body(content_type, code, "no"))
-}
 
 /// A consumer of one shard.
 struct Reader {
@@ -239,10 +55,9 @@ fn auto(server: &Server) -> Reader {
 /// Returns a reader that has checked CBOR.
 async fn checked(server: &Server) -> Reader {
     let mut reader = auto(server);
-    let mut script = server.0.lock();
-    script.answers.push_front(answer(200, JSON, json([1])));
-    script.answers.push_front(answer(200, CBOR, cbor([1])));
-    drop(script);
+    for answer in [answer(200, JSON, json([1])), answer(200, CBOR, cbor([1]))] {
+        server.0.lock().answers.push_front(answer);
+    }
     assert_eq!(reader.numbers().await, (vec!["1".to_owned()], None));
     server.0.lock().requests.clear();
     reader
@@ -293,7 +108,7 @@ async fn json_option_reads_by_json() {
     assert_eq!(record.data.of(&read.response.buffer), b"hello");
     assert_eq!(record.partition_key.of(&read.response.buffer), b"key-1");
     assert_eq!(record.arrival_millis, Some(1_767_225_600_125));
-    assert_eq!((read.length, read.limit), (json([1, 2]).len(), 1000));
+    assert_eq!((read.needed, read.limit), (while_read(json([1, 2]).len()), 1000));
     assert_eq!(read.response.next_shard_iterator.as_deref(), Some("next"));
     assert_eq!(read.response.millis_behind_latest, Some(5));
     let bytes = read.response.memory();
@@ -319,14 +134,14 @@ async fn first_records_are_compared_and_cbor_is_used_from_then_on() {
     assert_eq!(server.formats(), ["cbor", "cbor", "json", "cbor", "cbor"]);
     let script = server.0.lock();
     let limited = String::from_utf8_lossy(&script.requests[2].2);
-    assert!(limited.contains(r#""Limit":100"#), "few records are compared: {limited}");
+    assert!(limited.contains(r#""Limit":10}"#), "few records are compared: {limited}");
     assert!(script.requests[3].2.ends_with(b"\x19\x03\xe8\xff"), "the limit is 1000");
 }
 
 #[tokio::test(start_paused = true)]
 async fn different_records_are_read_by_json() {
     let cases = [
-        (cbor_with([1, 2], b"hullo"), json([1, 2])),
+        (cbor_with([1, 2], *b"hullo"), json([1, 2])),
         (cbor([2]), json([1, 2])),
         (cbor([1, 3]), json([1, 2])),
         (cbor([1]), json([1]).replace("key-1", "key-2")),

@@ -1,6 +1,5 @@
 //! The parts that both decoders share: the buffer, the payloads and the times.
 
-use aws_smithy_types::DateTime;
 use base64_simd::STANDARD;
 
 use super::Unreadable;
@@ -48,6 +47,16 @@ pub(super) fn check_relatives(count: usize) -> Result<(), Unreadable> {
     Ok(())
 }
 
+/// Refuses a text that is not UTF-8. Nearly all texts are ASCII, for which this takes less time than
+/// `from_utf8`.
+#[inline]
+pub(super) fn check_text(text: &[u8]) -> Result<(), Unreadable> {
+    if text.is_ascii() || str::from_utf8(text).is_ok() {
+        return Ok(());
+    }
+    Err(Unreadable("a text is not UTF-8"))
+}
+
 /// Appends `value` to the tail of a body of `length` bytes, and returns its range.
 pub(super) fn append(
     tail: &mut Vec<u8>,
@@ -76,14 +85,13 @@ pub(super) fn millis_of_integer(time: i64) -> i64 {
     if time.unsigned_abs() < FIRST_MILLIS.unsigned_abs() { time * 1000 } else { time }
 }
 
-/// Returns the time in milliseconds, with the SDK's rounding. Returns `None` for a time that has no
-/// milliseconds.
+/// Returns the time in milliseconds, rounded to the nearest: a decimal fraction of a second has no
+/// exact binary form. Returns `None` for a time that has no milliseconds.
 #[inline]
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "in range")]
 pub(super) fn millis_of_float(time: f64) -> Option<i64> {
     if time.abs() < FIRST_MILLIS as f64 {
-        let time = DateTime::from_secs_f64(time);
-        return Some(time.secs() * 1000 + i64::from(time.subsec_nanos() / 1_000_000));
+        return Some((time * 1000.0).round() as i64);
     }
     (time.abs() < i64::MAX as f64).then_some(time as i64)
 }

@@ -6,6 +6,7 @@
 //! absent member, base64 text for a payload. Unknown members are skipped, and the last of repeated
 //! members counts. A body that is cut short anywhere is refused.
 
+mod head;
 mod walk;
 
 use super::{ErrorBody, NamedChild, RecordRange, Response, Unreadable, assembly};
@@ -128,8 +129,7 @@ fn record(walk: &mut Walk<'_>) -> Read<Option<(RecordRange, bool)>> {
             }
             b"ApproximateArrivalTimestamp" => arrival_millis = walk.time()?,
             b"EncryptionType" => {
-                let text = walk.unchecked_text()?;
-                let is_kms = walk.get(text) == b"KMS";
+                let is_kms = walk.is_text(b"KMS")?;
                 encryption_type = if is_kms { EncryptionType::Kms } else { EncryptionType::None };
             }
             _ => walk.skip()?,

@@ -72,25 +72,26 @@ impl<'a> Deserialize<'a> for Member {
             }
 
             #[inline]
-            fn visit_str<E: Error>(self, name: &str) -> Result<Member, E> {
+            fn visit_bytes<E: Error>(self, name: &[u8]) -> Result<Member, E> {
                 Ok(match name {
-                    "Records" => Member::Records,
-                    "NextShardIterator" => Member::NextShardIterator,
-                    "MillisBehindLatest" => Member::MillisBehindLatest,
-                    "ChildShards" => Member::ChildShards,
-                    "Data" => Member::Data,
-                    "PartitionKey" => Member::PartitionKey,
-                    "SequenceNumber" => Member::SequenceNumber,
-                    "ApproximateArrivalTimestamp" => Member::ApproximateArrivalTimestamp,
-                    "EncryptionType" => Member::EncryptionType,
-                    "ShardId" => Member::ShardId,
-                    "ParentShards" => Member::ParentShards,
+                    b"Records" => Member::Records,
+                    b"NextShardIterator" => Member::NextShardIterator,
+                    b"MillisBehindLatest" => Member::MillisBehindLatest,
+                    b"ChildShards" => Member::ChildShards,
+                    b"Data" => Member::Data,
+                    b"PartitionKey" => Member::PartitionKey,
+                    b"SequenceNumber" => Member::SequenceNumber,
+                    b"ApproximateArrivalTimestamp" => Member::ApproximateArrivalTimestamp,
+                    b"EncryptionType" => Member::EncryptionType,
+                    b"ShardId" => Member::ShardId,
+                    b"ParentShards" => Member::ParentShards,
                     _ => Member::Unknown,
                 })
             }
         }
 
-        from.deserialize_identifier(Name)
+        // Not as a text, for which the parser would check the UTF-8 of every name.
+        from.deserialize_bytes(Name)
     }
 }
 

@@ -55,6 +55,9 @@ pub(in super::super) fn children_of_sdk(children: &[types::ChildShard]) -> Vec<N
     children.iter().map(name).collect()
 }
 
+/// Returns the time in milliseconds, rounded to the nearest: the SDK parses a time as a binary
+/// fraction of a second and cuts it off at a nanosecond.
 fn millis(time: DateTime) -> Option<i64> {
-    time.secs().checked_mul(1000)?.checked_add(i64::from(time.subsec_nanos() / 1_000_000))
+    let millis = (i64::from(time.subsec_nanos()) + 500_000) / 1_000_000;
+    time.secs().checked_mul(1000)?.checked_add(millis)
 }

@@ -77,7 +77,7 @@ fn one_call_at_a_time_tries_cbor() {
     assert!(trial.is_trial());
     assert!(wire.begin().is_none(), "another call is made by JSON");
     drop(trial);
-    assert!(wire.begin().is_some_and(|call| call.is_trial()), "a dropped trial is given back");
+    assert!(wire.begin().is_some_and(|call| call.is_trial()), "a dropped trial is returned");
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn ended_trial_gives_back_no_trial_of_another_call() {
     let second = wire.begin();
     assert!(second.is_some());
     drop(first);
-    assert!(wire.begin().is_none(), "the second trial goes on");
+    assert!(wire.begin().is_none(), "the second trial is in progress");
 }
 
 #[test]

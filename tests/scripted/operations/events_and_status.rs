@@ -6,7 +6,7 @@ use futures::{FutureExt, StreamExt};
 use kinestream::testing::Outcome;
 use kinestream::{
     Checkpoint, CheckpointOn, Consumer, ErrorKind, Event, Events, MemoryStore, OnTrimmed, Record,
-    ShardId, ShardState, StartingPosition,
+    ShardId, ShardState, StartingPosition, WireFormat,
 };
 use tokio::time::{sleep, timeout};
 
@@ -252,7 +252,8 @@ async fn response_without_lag_is_not_caught_up() {
             _ => Outcome::Served,
         }
     });
-    let consumer = consumer(&kinesis).limit(1).prefetch(0).build().unwrap();
+    let builder = consumer(&kinesis).wire_format(WireFormat::Json);
+    let consumer = builder.limit(1).prefetch(0).build().unwrap();
     let (mut events, mut records) = (consumer.events(), consumer.records());
     for number in 0..9 {
         let record = next(&mut records).await;

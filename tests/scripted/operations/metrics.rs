@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use kinestream::testing::{Outcome, aggregate};
-use kinestream::{CheckpointOn, OnTrimmed};
+use kinestream::{CheckpointOn, OnTrimmed, WireFormat};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tokio::time::{sleep, timeout};
 
@@ -65,7 +65,8 @@ async fn recorded_metrics_are_exactly_the_documented_ones() {
 
     let (kinesis, orders) = orders(2);
     let store = RecordingStore::default();
-    let builder = consumer(&kinesis).store(store.clone()).checkpoint_on(CheckpointOn::Ack);
+    let builder = consumer(&kinesis).wire_format(WireFormat::Json);
+    let builder = builder.store(store.clone()).checkpoint_on(CheckpointOn::Ack);
     let consumer = builder.on_trimmed(OnTrimmed::TrimHorizon).build().unwrap();
     let mut records = consumer.records();
     for text in ["0", "1", "2"] {

@@ -4,6 +4,7 @@
 //! tags. The walk is written for the form that Kinesis uses, a few instructions per value. All other
 //! forms leave that path early.
 
+use super::head::{ARRAY, BYTES, END, Head, MAP, NEGATIVE, TAG, TEXT, UNSIGNED};
 use crate::record::ByteRange;
 use crate::source::response::{Unreadable, assembly};
 
@@ -25,23 +26,6 @@ const MALFORMED: &str = "the body is not CBOR";
 const OUT_OF_RANGE: &str = "a number is out of range";
 const WRONG_TYPE: &str = "a member has the wrong type";
 
-// The major types.
-const UNSIGNED: u8 = 0;
-const NEGATIVE: u8 = 1;
-const BYTES: u8 = 2;
-const TEXT: u8 = 3;
-const ARRAY: u8 = 4;
-const MAP: u8 = 5;
-const TAG: u8 = 6;
-
-// Heads of major type 7.
-const NULL: u8 = 0xf6;
-const UNDEFINED: u8 = 0xf7;
-const HALF: u8 = 0xf9;
-const FLOAT: u8 = 0xfa;
-const DOUBLE: u8 = 0xfb;
-const END: u8 = 0xff;
-
 /// The place of the walk in the body.
 pub(super) struct Walk<'a> {
     body: &'a [u8],
@@ -59,31 +43,6 @@ pub(super) struct Payload {
     pub(super) range: ByteRange,
     /// True for a text: it is the base64 of the payload.
     pub(super) is_base64: bool,
-}
-
-/// The head of a value.
-#[derive(Clone, Copy)]
-struct Head {
-    first: u8,
-    /// The number, the length or the bits of a float. Not used if the value has no length.
-    argument: u64,
-}
-
-impl Head {
-    #[inline]
-    fn major(self) -> u8 {
-        self.first >> 5
-    }
-
-    #[inline]
-    fn has_length(self) -> bool {
-        self.first & 31 != 31
-    }
-
-    #[inline]
-    fn is_null(self) -> bool {
-        matches!(self.first, NULL | UNDEFINED)
-    }
 }
 
 impl<'a> Walk<'a> {
@@ -172,33 +131,35 @@ impl<'a> Walk<'a> {
     /// Reads a text, or null, which is absent.
     #[inline]
     pub(super) fn text(&mut self) -> Read<ByteRange> {
-        let range = self.unchecked_text()?;
-        // Nearly all texts are ASCII, and that is checked faster.
-        let text = self.get(range);
-        if !text.is_ascii() && str::from_utf8(text).is_err() {
-            return self.refuse("a text is not UTF-8");
-        }
-        Ok(range)
+        let Some(text) = self.short_text() else { return self.other_text() };
+        self.check(assembly::check_text(text))?;
+        self.range_before(text.len())
     }
 
-    /// Reads a text, or null, which is absent. Does not check for UTF-8.
+    /// Reads a text that is `expected` or another one, or null.
     #[inline]
-    pub(super) fn unchecked_text(&mut self) -> Read<ByteRange> {
-        let head = self.value()?;
-        if head.major() == TEXT && head.has_length() {
-            let length = self.take(head.argument)?.len();
-            return self.range_before(length);
+    pub(super) fn is_text(&mut self, expected: &[u8]) -> Read<bool> {
+        if let Some(text) = self.short_text() {
+            return Ok(text == expected);
         }
-        self.other_text(head)
+        let text = self.other_text()?;
+        Ok(self.get(text) == expected)
     }
 
     #[cold]
-    fn other_text(&mut self, head: Head) -> Read<ByteRange> {
-        match head.major() {
-            TEXT => self.pieces(TEXT),
-            _ if head.is_null() => Ok(ByteRange::ABSENT),
-            _ => self.refuse(WRONG_TYPE),
-        }
+    fn other_text(&mut self) -> Read<ByteRange> {
+        let head = self.value()?;
+        let range = match head.major() {
+            TEXT if head.has_length() => {
+                let length = self.take(head.argument)?.len();
+                self.range_before(length)?
+            }
+            TEXT => self.pieces(TEXT)?,
+            _ if head.is_null() => ByteRange::ABSENT,
+            _ => return self.refuse(WRONG_TYPE),
+        };
+        self.check(assembly::check_text(self.get(range)))?;
+        Ok(range)
     }
 
     /// Reads a text, or null, into memory of its own.
@@ -260,17 +221,11 @@ impl<'a> Walk<'a> {
 
     #[cold]
     fn other_time(&mut self, head: Head) -> Read<Option<i64>> {
-        let time = match head.first {
-            HALF => half(head.argument),
-            #[allow(clippy::cast_possible_truncation, reason = "four bytes were read")]
-            FLOAT => f64::from(f32::from_bits(head.argument as u32)),
-            DOUBLE => f64::from_bits(head.argument),
-            NULL | UNDEFINED => return Ok(None),
-            _ => return self.refuse(WRONG_TYPE),
-        };
-        match assembly::millis_of_float(time) {
-            Some(millis) => Ok(Some(millis)),
-            None => self.refuse(OUT_OF_RANGE),
+        match head.float().map(assembly::millis_of_float) {
+            Some(Some(millis)) => Ok(Some(millis)),
+            Some(None) => self.refuse(OUT_OF_RANGE),
+            None if head.is_null() => Ok(None),
+            None => self.refuse(WRONG_TYPE),
         }
     }
 
@@ -304,13 +259,31 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
+    /// Reads a text of less than 256 bytes without tags, as nearly all are. Returns `None` for
+    /// another value, which is still to be read.
+    #[allow(clippy::inline_always, reason = "measured: see `head`")]
+    #[inline(always)]
+    fn short_text(&mut self) -> Option<&'a [u8]> {
+        let (text, rest) = match self.rest {
+            [first @ 0x60..=0x77, rest @ ..] => rest.split_at_checked(usize::from(first - 0x60))?,
+            [0x78, length, rest @ ..] => rest.split_at_checked(usize::from(*length))?,
+            _ => return None,
+        };
+        self.rest = rest;
+        Some(text)
+    }
+
     /// Reads the name of a member.
     #[inline]
     fn name(&mut self) -> Read<&'a [u8]> {
-        if let Some((&first @ 0x60..=0x77, rest)) = self.rest.split_first() {
-            self.rest = rest;
-            return self.take(u64::from(first - 0x60));
+        match self.short_text() {
+            Some(name) => Ok(name),
+            None => self.other_name(),
         }
+    }
+
+    #[cold]
+    fn other_name(&mut self) -> Read<&'a [u8]> {
         let head = self.value()?;
         if head.major() != TEXT {
             return self.refuse(WRONG_TYPE);
@@ -428,16 +401,4 @@ impl<'a> Walk<'a> {
         self.rest = rest;
         Ok(*bytes)
     }
-}
-
-/// Decodes a float of two bytes: sign (1 bit), exponent (5), significand (10).
-#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "few bits")]
-fn half(bits: u64) -> f64 {
-    let significand = (bits & 0x3ff) as f64 / 1024.0;
-    let size = match (bits >> 10 & 31) as i32 {
-        0 => significand * 2f64.powi(-14),
-        31 => f64::NAN,
-        exponent => (1.0 + significand) * 2f64.powi(exponent - 15),
-    };
-    if bits & 0x8000 == 0 { size } else { -size }
 }

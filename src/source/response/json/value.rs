@@ -53,6 +53,7 @@ impl<'a> Context<'a> {
     }
 
     /// Returns the bytes of a value that was read before.
+    #[inline]
     pub(super) fn get(&self, range: ByteRange) -> &[u8] {
         match range.start().checked_sub(self.body.len()) {
             None => range.of(self.body),
@@ -145,7 +146,7 @@ impl<'a, V: Element<'a>> Value<'a> for Vec<V> {
     }
 }
 
-/// Reads a string as a range.
+/// Reads a string as a range, without a check for UTF-8.
 struct Range<'c, 'a>(&'c mut Context<'a>);
 
 impl<'a> Visitor<'a> for Range<'_, 'a> {
@@ -153,16 +154,6 @@ impl<'a> Visitor<'a> for Range<'_, 'a> {
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("a string")
-    }
-
-    #[inline]
-    fn visit_borrowed_str<E: Error>(self, value: &'a str) -> Result<ByteRange, E> {
-        self.0.borrowed(value.as_bytes())
-    }
-
-    #[inline]
-    fn visit_str<E: Error>(self, value: &str) -> Result<ByteRange, E> {
-        self.0.copied(value.as_bytes())
     }
 
     #[inline]
@@ -179,12 +170,14 @@ impl<'a> Visitor<'a> for Range<'_, 'a> {
 impl<'a> Value<'a> for Text {
     #[inline]
     fn read<D: Deserializer<'a>>(context: &mut Context<'a>, from: D) -> Result<Self, D::Error> {
-        from.deserialize_str(Range(context)).map(Self)
+        let range = from.deserialize_bytes(Range(context))?;
+        let check = assembly::check_text(context.get(range));
+        context.checked(check)?;
+        Ok(Self(range))
     }
 }
 
 impl<'a> Value<'a> for Payload {
-    /// Does not check UTF-8, since base64 is checked.
     #[inline]
     fn read<D: Deserializer<'a>>(context: &mut Context<'a>, from: D) -> Result<Self, D::Error> {
         from.deserialize_bytes(Range(context)).map(Self)
