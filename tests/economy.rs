@@ -50,7 +50,6 @@ impl Subject {
     async fn read(self, client: Client, stream: &str, records: usize) {
         let consumer = Consumer::builder(client, stream)
             .starting_position(StartingPosition::TrimHorizon)
-            .wire_format(WireFormat::Json)
             // Under valgrind, the wall clock runs ahead of the paused clock.
             .lease_duration(Duration::from_secs(24 * 60 * 60))
             .wire_format(self.wire_format)
