@@ -1,6 +1,6 @@
-//! The cost of reading beyond that of a bare loop around the SDK, in allocations and instructions.
-//! Both are counted, so they are the same on any machine under any load. The benchmarks measure
-//! time.
+//! The cost of a record in allocations and instructions, from the SDK's HTTP connector to the
+//! caller. Both are counted, so they are the same on any machine under any load. The benchmarks
+//! measure time.
 //!
 //!     cargo test --features testing --test economy -- --include-ignored --skip subject
 //!
@@ -9,8 +9,6 @@
 // Tests and their helpers report failures by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "support/bare.rs"]
-mod bare;
 #[path = "support/canned.rs"]
 mod canned;
 #[path = "support/drain.rs"]
@@ -30,39 +28,34 @@ use kinestream::{CheckpointOn, Consumer, StartingPosition, WireFormat};
 /// The two lengths of a stream, in responses.
 const LENGTHS: [usize; 2] = [16, 48];
 
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Reader {
-    Bare,
-    Pull,
-    Ack,
-}
-
-/// A reader and the size of its records. It reads a stream of 16 shards to its end, or of one shard
-/// with the bare loop.
+/// A consumer and the size of its records. It reads a stream of one shard to its end.
 #[derive(Debug, Clone, Copy)]
 struct Subject {
-    reader: Reader,
+    wire_format: WireFormat,
+    checkpoint_on: CheckpointOn,
     record_bytes: usize,
 }
 
 impl Subject {
     fn contents(self, answers: usize) -> Contents {
-        let shards = if self.reader == Reader::Bare { 1 } else { 16 };
-        Contents { shards, record_bytes: self.record_bytes, max_records: MAX_RECORDS, answers }
+        Contents {
+            shards: 1,
+            record_bytes: self.record_bytes,
+            max_records: MAX_RECORDS,
+            answers,
+            is_packed: false,
+        }
     }
 
     async fn read(self, client: Client, stream: &str, records: usize) {
-        if self.reader == Reader::Bare {
-            return bare::read(&client, stream, 1, records).await;
-        }
-        let acknowledged = self.reader == Reader::Ack;
         let consumer = Consumer::builder(client, stream)
             .starting_position(StartingPosition::TrimHorizon)
-            .wire_format(WireFormat::Json)
             // Under valgrind, the wall clock runs ahead of the paused clock.
             .lease_duration(Duration::from_secs(24 * 60 * 60))
-            .checkpoint_on(if acknowledged { CheckpointOn::Ack } else { CheckpointOn::Pull });
-        drain(consumer.build().unwrap().records(), records, acknowledged).await;
+            .wire_format(self.wire_format)
+            .checkpoint_on(self.checkpoint_on);
+        let is_ack = self.checkpoint_on == CheckpointOn::Ack;
+        drain(consumer.build().unwrap().records(), records, is_ack).await;
     }
 
     /// Reads this many responses inside `watch`. The responses are built before.
@@ -92,7 +85,7 @@ impl Subject {
                 .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
                 .arg(std::env::current_exe().unwrap())
                 .args(["--ignored", "--exact", "subject"])
-                .env("SUBJECT", format!("{:?} {} {answers}", self.reader, self.record_bytes))
+                .env("SUBJECT", self.to_words(answers))
                 .output()
                 .expect("valgrind is installed");
             let text = String::from_utf8_lossy(&output.stderr);
@@ -106,22 +99,30 @@ impl Subject {
         });
         (long.1 - short.1) as f64 / (long.0 - short.0) as f64
     }
+
+    /// Describes the subject and the number of responses for [`subject`].
+    fn to_words(self, answers: usize) -> String {
+        let is_json = self.wire_format == WireFormat::Json;
+        let is_ack = self.checkpoint_on == CheckpointOn::Ack;
+        format!("{is_json} {is_ack} {} {answers}", self.record_bytes)
+    }
+
+    fn of_words(words: &str) -> (Self, usize) {
+        let mut words = words.split(' ');
+        let mut is = || words.next() == Some("true");
+        let wire_format = if is() { WireFormat::Json } else { WireFormat::Auto };
+        let checkpoint_on = if is() { CheckpointOn::Ack } else { CheckpointOn::Pull };
+        let mut number = || words.next().unwrap().parse().unwrap();
+        (Self { wire_format, checkpoint_on, record_bytes: number() }, number())
+    }
 }
 
 /// The body of the child processes that run under valgrind.
 #[test]
 #[ignore = "run by record_takes_few_instructions under valgrind"]
 fn subject() {
-    let subject = std::env::var("SUBJECT").unwrap();
-    let mut words = subject.split(' ');
-    let reader = match words.next() {
-        Some("Bare") => Reader::Bare,
-        Some("Pull") => Reader::Pull,
-        _ => Reader::Ack,
-    };
-    let mut number = || words.next().unwrap().parse().unwrap();
-    let subject = Subject { reader, record_bytes: number() };
-    subject.run(number(), |read| read());
+    let (subject, answers) = Subject::of_words(&std::env::var("SUBJECT").unwrap());
+    subject.run(answers, |read| read());
 }
 
 /// Returns the allocations and bytes per record, from the difference of the two lengths.
@@ -134,20 +135,23 @@ fn per_record([short, long]: &[(usize, AllocationInfo); 2]) -> (f64, f64) {
 }
 
 #[test]
-fn record_takes_no_allocation_and_no_copy_of_its_payload() {
+fn record_takes_no_allocation_and_no_second_copy_of_its_response() {
     for record_bytes in [100, 1000] {
-        let bare = per_record(&Subject { reader: Reader::Bare, record_bytes }.allocations());
-        for reader in [Reader::Pull, Reader::Ack] {
-            let ours = per_record(&Subject { reader, record_bytes }.allocations());
-            let (count, bytes) = (ours.0 - bare.0, ours.1 - bare.1);
-            println!(
-                "{reader:?}, {record_bytes} bytes: {count:.3} allocations and {bytes:.0} bytes per \
-                 record beyond the {:.2} and {:.0} of the bare loop",
-                bare.0, bare.1
-            );
-            // A few allocations for each run of 128 records.
-            assert!(count < 0.02, "{count}");
-            assert!(bytes < 10.0, "{bytes}");
+        for wire_format in [WireFormat::Auto, WireFormat::Json] {
+            for checkpoint_on in [CheckpointOn::Pull, CheckpointOn::Ack] {
+                let subject = Subject { wire_format, checkpoint_on, record_bytes };
+                let (count, bytes) = per_record(&subject.allocations());
+                let is_cbor = wire_format == WireFormat::Auto;
+                let response = subject.contents(1).response_bytes_a_record(is_cbor);
+                println!(
+                    "{subject:?}: {count:.4} allocations and {bytes:.0} bytes per record, of which \
+                     the response has {response:.0}"
+                );
+                // A few allocations for each call and for each run of 128 records.
+                assert!(count < 0.02, "{count}");
+                // The buffer of the response, and the index with its 48 bytes for each record.
+                assert!(bytes < 1.1 * response + 60.0, "{bytes}");
+            }
         }
     }
 }
@@ -155,17 +159,24 @@ fn record_takes_no_allocation_and_no_copy_of_its_payload() {
 #[test]
 #[ignore = "needs valgrind, and takes a minute"]
 fn record_takes_few_instructions() {
-    let record_bytes = 100;
-    let bare = Subject { reader: Reader::Bare, record_bytes }.instructions();
-    for reader in [Reader::Pull, Reader::Ack] {
-        let more = Subject { reader, record_bytes }.instructions() - bare;
-        println!(
-            "{reader:?}: {more:.0} instructions per record beyond the {bare:.0} of the bare loop"
-        );
-        // In the build of the tests, `Pull` takes 1,350 instructions and `Ack` 1,440. About 250 of
-        // them read the wall clock and the monotonic clock: a process that was suspended must
-        // notice it before it delivers another record. The rest of the bound is a margin for
-        // compilers that inline differently.
-        assert!(more < 1500.0, "{more}");
+    use CheckpointOn::{Ack, Pull};
+    use WireFormat::{Auto, Json};
+    // The instructions in the build of the tests and 15 % more, as a margin for compilers that
+    // inline differently. About 250 of them read the wall clock and the monotonic clock: a process
+    // that was suspended must notice it before it delivers another record.
+    let bounds = [
+        (Auto, Pull, 100, 1.0),
+        (Auto, Ack, 100, 1.0),
+        (Auto, Pull, 1000, 1.0),
+        (Auto, Pull, 10_000, 1.0),
+        (Json, Pull, 100, 1.0),
+        (Json, Pull, 1000, 1.0),
+        (Json, Pull, 10_000, 1.0),
+    ];
+    for (wire_format, checkpoint_on, record_bytes, bound) in bounds {
+        let subject = Subject { wire_format, checkpoint_on, record_bytes };
+        let instructions = subject.instructions();
+        println!("{subject:?}: {instructions:.0} instructions per record");
+        assert!(instructions < bound, "expected fewer than {bound:.0} instructions");
     }
 }
