@@ -48,7 +48,7 @@ use crate::telemetry::ShardTelemetry;
 pub(crate) use absent_listings::AbsentListings;
 pub(crate) use batch::Batch;
 pub(crate) use demand::Demand;
-use fan_out::FanOutFetcher;
+use fan_out::{FanOutFetcher, SubscriptionSlot};
 pub(crate) use kinesis::{KnownShard, MAX_CLOCK_SKEW, StreamClient};
 pub(crate) use listing::{ListedShard, Listing, start_mismatch, unusable_listing};
 pub use memory_budget::MemoryBudget;
@@ -183,8 +183,8 @@ fn batches(mut source: impl ShardFetcher) -> BoxStream<'static, Result<Fetched>>
 pub(crate) struct Source {
     batches: BoxStream<'static, Result<Fetched>>,
     demand: Demand,
-    /// Drops the subscription of enhanced fan-out. A polled shard has none.
-    drop_subscription: Option<Box<dyn Fn() + Send>>,
+    /// Holds the subscription of enhanced fan-out. That of a polled shard stays empty.
+    subscription: SubscriptionSlot,
 }
 
 impl Source {
@@ -199,9 +199,7 @@ impl Source {
 
     /// Drops the subscription, because the caller has not polled for a while.
     pub(crate) fn drop_subscription(&mut self) {
-        if let Some(rest) = &self.drop_subscription {
-            rest();
-        }
+        drop(self.subscription.take());
     }
 }
 

@@ -56,7 +56,7 @@ pub(super) struct FanOutFetcher {
     registered_consumer: Arc<RegisteredConsumer>,
     memory: ShardBudget,
     demand: Demand,
-    slot: Slot,
+    slot: SubscriptionSlot,
     /// The length of the message for which there was not enough memory, or 0.
     expected: usize,
     /// True until the subscription has brought a record after the position or has caught up.
@@ -68,15 +68,18 @@ pub(super) struct FanOutFetcher {
     patience: Duration,
 }
 
-/// Holds the subscription between two fetches.
-type Slot = Arc<Mutex<Option<Subscription>>>;
+/// Holds the subscription between two fetches. Clones share it.
+#[derive(Clone, Default)]
+pub(super) struct SubscriptionSlot(Arc<Mutex<Option<Subscription>>>);
 
-fn take(slot: &Slot) -> Option<Subscription> {
-    slot.lock().take()
-}
+impl SubscriptionSlot {
+    pub(super) fn take(&self) -> Option<Subscription> {
+        self.0.lock().take()
+    }
 
-fn put(slot: &Slot, subscription: Subscription) {
-    *slot.lock() = Some(subscription);
+    fn put(&self, subscription: Subscription) {
+        *self.0.lock() = Some(subscription);
+    }
 }
 
 /// A subscription that has started.
@@ -101,7 +104,7 @@ impl FanOutFetcher {
         registered_consumer: Arc<RegisteredConsumer>,
         memory: ShardBudget,
     ) -> Self {
-        let (demand, slot) = (Demand::default(), Slot::default());
+        let (demand, slot) = (Demand::default(), SubscriptionSlot::default());
         Self {
             fetch_state,
             registered_consumer,
@@ -117,12 +120,8 @@ impl FanOutFetcher {
 
     /// Creates the source. It makes no call until it is polled.
     pub(super) fn into_source(self) -> Source {
-        let (demand, slot) = (self.demand.clone(), Arc::clone(&self.slot));
-        Source {
-            batches: batches(self),
-            demand,
-            drop_subscription: Some(Box::new(move || drop(take(&slot)))),
-        }
+        let (demand, subscription) = (self.demand.clone(), self.slot.clone());
+        Source { batches: batches(self), demand, subscription }
     }
 
     /// Subscribes again. If that fails, returns `None`, and the old subscription continues for
@@ -144,7 +143,7 @@ impl FanOutFetcher {
         };
         if let Some(mut old) = old {
             old.renew_at = Instant::now() + RENEW_AGAIN;
-            put(&self.slot, old);
+            self.slot.put(old);
         }
         match refused {
             SubscribeError::NoRoom(length) => {
@@ -252,7 +251,7 @@ impl FanOutFetcher {
             Some(next) if children.is_none() || has_records || may_be_behind => {
                 self.fetch_state.note_next_position(is_empty && has_records, has_records);
                 self.fetch_state.report_recovery(is_empty);
-                put(&self.slot, subscription);
+                self.slot.put(subscription);
                 if beginning == Beginning::Sound
                     && let Some(lag) = lag
                 {
@@ -325,7 +324,7 @@ impl ShardFetcher for FanOutFetcher {
     }
 
     async fn fetch_once(&mut self) -> Result<Option<FetchedResponse>, Interrupt> {
-        let mut subscription = match take(&self.slot) {
+        let mut subscription = match self.slot.take() {
             Some(young) if Instant::now() < young.renew_at => young,
             old => match self.renew(old).await? {
                 Some(new) => new,
@@ -337,7 +336,7 @@ impl ShardFetcher for FanOutFetcher {
                 return self.read(event, message, subscription).await;
             }
             SubscriptionMessage::Nothing | SubscriptionMessage::Renew => {
-                put(&self.slot, subscription);
+                self.slot.put(subscription);
             }
             SubscriptionMessage::TooLittleMemory(length) => self.note_memory_shortage(length),
             SubscriptionMessage::Ended => {

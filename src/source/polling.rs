@@ -19,6 +19,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::demand::Demand;
+use super::fan_out::SubscriptionSlot;
 use super::fetch_limit::FetchLimit;
 use super::fetch_state::{
     FetchState, FetchedResponse, Interrupt, MeasuredRecords, Unpacked, children,
@@ -79,7 +80,7 @@ impl PollingFetcher {
     /// Returns the source. It makes no call until it is polled.
     pub(super) fn into_source(self) -> Source {
         let demand = self.demand.clone();
-        Source { batches: batches(self), demand, drop_subscription: None }
+        Source { batches: batches(self), demand, subscription: SubscriptionSlot::default() }
     }
 
     /// Returns the record limit of the next call. If the option is 1 and the iterator is placed at
