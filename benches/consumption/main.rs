@@ -7,7 +7,8 @@
 //!
 //! | subject | reads |
 //! |---|---|
-//! | `bare` | by `GetRecords` of the SDK, one task per shard |
+//! | `bare` | by `GetRecords` of the SDK, one task per shard; all shards call at the same time |
+//! | `bare-spread` | the same, but each shard at its own time, as those of the consumer |
 //! | `floor` | CBOR by a blocking socket, unsigned, one thread, unpaced: see `floor.rs` |
 //! | `cbor`, `cbor-ack` | by `Consumer::records`, with the default wire format |
 //! | `json`, `json-ack` | by `Consumer::records`, with `WireFormat::Json` |
@@ -72,7 +73,8 @@ fn subjects(record_bytes: usize) -> Vec<Subject> {
     let subject = |name: &str, reader| Subject { name: name.to_owned(), reader };
     let records = |is_json, is_ack| Reader::Records { is_json, is_ack, is_packed: false };
     let mut subjects = vec![
-        subject("bare", Reader::Bare),
+        subject("bare", Reader::Bare { are_spread: false }),
+        subject("bare-spread", Reader::Bare { are_spread: true }),
         subject("floor", Reader::Floor),
         subject("cbor", records(false, false)),
         subject("cbor-ack", records(false, true)),
@@ -224,7 +226,7 @@ fn compare(options: &Options) {
             // A new server for each round, since it keeps the responses of every stream.
             let (_server, kinesis) = start_server(certificates.as_ref());
             let mut subjects = subjects(record_bytes);
-            let is_reference = |name: &str| ["bare", "floor"].contains(&name);
+            let is_reference = |name: &str| ["bare", "bare-spread", "floor"].contains(&name);
             subjects
                 .retain(|subject| is_reference(&subject.name) || options.includes(&subject.name));
             fastrand::shuffle(&mut subjects);

@@ -42,7 +42,7 @@ pub(crate) struct Subject {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Reader {
     /// `GetRecords` in a loop by the SDK. Each record is counted and dropped.
-    Bare,
+    Bare { are_spread: bool },
     /// See [`floor`].
     Floor,
     /// [`Consumer::records`], with checkpoints in Redis.
@@ -140,14 +140,16 @@ pub(crate) fn measure(task: &Task) -> Cost {
     let stream = task.contents().stream(task.unique);
     match task.subject.reader {
         Reader::Floor => floor::measure(task, &stream),
-        Reader::Bare => task.runtime().block_on(measure_bare(task, &stream)),
+        Reader::Bare { are_spread } => {
+            task.runtime().block_on(measure_bare(task, &stream, are_spread))
+        }
         Reader::Records { is_json, is_ack, .. } => {
             task.runtime().block_on(measure_records(task, &stream, is_json, is_ack))
         }
     }
 }
 
-async fn measure_bare(task: &Task, stream: &str) -> Cost {
+async fn measure_bare(task: &Task, stream: &str, are_spread: bool) -> Cost {
     let (warm_up, records) = (task.warm_up_records(), task.records());
     let begun = Arc::new(OnceLock::new());
     let begin = begun.clone();
@@ -156,7 +158,7 @@ async fn measure_bare(task: &Task, stream: &str) -> Cost {
             begin.get_or_init(|| (Measuring::begin(), read));
         }
     };
-    bare::read(&task.client(), stream, SHARDS, records, watch).await;
+    bare::read(&task.client(), stream, SHARDS, records, are_spread, watch).await;
     let (measuring, before) = begun.get().unwrap();
     measuring.end(records - before)
 }
