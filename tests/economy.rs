@@ -143,8 +143,8 @@ fn record_takes_no_allocation_and_no_second_copy_of_its_response() {
                     "{subject:?}: {count:.4} allocations and {bytes:.0} bytes per record, of which \
                      the response has {response:.0}"
                 );
-                // A few allocations for each run of 128 records.
-                assert!(count < 0.02, "{count}");
+                // Two allocations for each run of 128 records, and some for each second of a pause.
+                assert!(count < 0.03, "{count}");
                 // The buffer of the response, and the index with its 48 bytes for each record.
                 assert!(bytes < 1.1 * response + 60.0, "{bytes}");
             }
