@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aws_sdk_kinesis::Client;
 use cpu_time::ProcessTime;
@@ -44,7 +44,7 @@ pub(crate) enum Reader {
     /// `GetRecords` in a loop by the SDK. Each record is counted and dropped.
     Bare { are_spread: bool },
     /// See [`floor`].
-    Floor,
+    Floor { is_paced: bool },
     /// [`Consumer::records`], with checkpoints in Redis.
     Records { is_json: bool, is_ack: bool, is_packed: bool },
 }
@@ -114,6 +114,14 @@ impl Task {
         self.contents().records()
     }
 
+    /// Returns the time between two calls, of any shard.
+    pub(crate) fn pause(&self) -> Duration {
+        let bytes = self.contents().records_an_answer() * self.record_bytes;
+        let shard = Duration::from_millis(200)
+            .max(Duration::from_micros(bytes as u64 * 1_000_000 / bare::BYTES_PER_SECOND));
+        shard / u32::try_from(SHARDS).unwrap()
+    }
+
     /// Returns the number of records to read before the measurement.
     pub(crate) fn warm_up_records(&self) -> usize {
         self.records() / (WARM_UP_PART + 1)
@@ -139,7 +147,7 @@ impl Task {
 pub(crate) fn measure(task: &Task) -> Cost {
     let stream = task.contents().stream(task.unique);
     match task.subject.reader {
-        Reader::Floor => floor::measure(task, &stream),
+        Reader::Floor { is_paced } => floor::measure(task, &stream, is_paced),
         Reader::Bare { are_spread } => {
             task.runtime().block_on(measure_bare(task, &stream, are_spread))
         }

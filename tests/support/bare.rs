@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep, sleep_until};
 
 /// The limit of one shard: <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
-const BYTES_PER_SECOND: u64 = 2 << 20;
+pub(crate) const BYTES_PER_SECOND: u64 = 2 << 20;
 
 /// The time between two calls of a shard.
 const INTERVAL: Duration = Duration::from_millis(200);
