@@ -104,6 +104,9 @@ fn records(walk: &mut Walk<'_>, length: usize) -> Read<Option<Index>> {
             if is_base64 {
                 encoded.push(records.len());
             }
+            if records.capacity() == 0 {
+                records.reserve_exact(assembly::expected_count(&record, length));
+            }
             records.push(record);
             walk.check(assembly::check_count(records.len(), length))?;
         }
