@@ -49,8 +49,13 @@ fn records(client: Client, stream: &str) -> Records {
 
 /// Returns the nanoseconds of a poll that yields a record which is ready.
 async fn polls() -> f64 {
-    let contents =
-        Contents { shards: MANY, record_bytes: 100, max_records: MAX_RECORDS, answers: 100 };
+    let contents = Contents {
+        shards: MANY,
+        record_bytes: 100,
+        max_records: MAX_RECORDS,
+        answers: 100,
+        is_packed: false,
+    };
     let stream = contents.stream(0);
     let mut stream = records(in_memory::client(&stream), &stream);
     let (mut read, mut polling) = (0, Duration::ZERO);
@@ -73,7 +78,9 @@ async fn polls() -> f64 {
 /// make the same calls with the SDK alone.
 async fn polled(by_crate: bool) -> f64 {
     const TIME: Duration = Duration::from_secs(120);
-    let stream = Contents { shards: MANY, record_bytes: 100, max_records: 0, answers: 0 }.stream(0);
+    let stream =
+        Contents { shards: MANY, record_bytes: 100, max_records: 0, answers: 0, is_packed: false }
+            .stream(0);
     let client = in_memory::client(&stream);
     if by_crate {
         following::by_crate(builder(client, &stream), TIME).await
@@ -123,8 +130,13 @@ fn pushed_elsewhere(by_crate: bool) -> [f64; 2] {
 /// Returns the seconds to read two responses of 1 MB from each of many shards on `threads` threads.
 /// Kinesis allows them in half a second, which is less than the cores need.
 fn busy(threads: usize) -> f64 {
-    let contents =
-        Contents { shards: BUSY, record_bytes: 1000, max_records: 1000, answers: 2 * BUSY };
+    let contents = Contents {
+        shards: BUSY,
+        record_bytes: 1000,
+        max_records: 1000,
+        answers: 2 * BUSY,
+        is_packed: false,
+    };
     let stream = contents.stream(0);
     let client = in_memory::client(&stream);
     let runtime = Builder::new_multi_thread().worker_threads(threads).enable_all().build().unwrap();

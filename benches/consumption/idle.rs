@@ -35,7 +35,13 @@ pub(crate) fn measure(following: &Following) -> Effort {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let client = client_of(following.kinesis);
-        let contents = Contents { shards: SHARDS, record_bytes: 100, max_records: 0, answers: 0 };
+        let contents = Contents {
+            shards: SHARDS,
+            record_bytes: 100,
+            max_records: 0,
+            answers: 0,
+            is_packed: false,
+        };
         let stream = contents.stream(2 * following.round + u32::from(following.by_crate));
         let cores = if following.by_crate {
             let start = StartingPosition::TrimHorizon;

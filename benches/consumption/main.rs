@@ -1,21 +1,33 @@
 //! Measures the cost of reading, in comparison with the bare SDK loop.
 //!
-//!     cargo bench --bench consumption
+//!     cargo bench --features testing --bench consumption
 //!
-//! Options after `--`: `--rounds 5`, `--sizes 100,1000`, `--only records-16` or `--only follow`,
-//! `--json FILE`.
+//! Options after `--`: `--rounds 5`, `--sizes 100,1000`, `--only cbor,json` or `--only follow`,
+//! `--behind`, `--threads 2` (1 is a current-thread runtime), `--tls`, `--json FILE`.
 //!
-//! Every reader keeps the limits of Kinesis, so it pauses as it would there; CPU time counts no
-//! pauses. The responses are those of shards at their write limit: 1,000 records or 1 MB.
+//! | subject | reads |
+//! |---|---|
+//! | `bare` | by `GetRecords` of the SDK, one task per shard; all shards call at the same time |
+//! | `bare-spread` | the same, but each shard at its own time, as those of the consumer |
+//! | `floor` | CBOR by a blocking socket, unsigned, one thread: see `floor.rs` |
+//! | `floor-paced` | the same, with the calls as far apart as those of all shards |
+//! | `cbor`, `cbor-ack` | by `Consumer::records`, with the default wire format |
+//! | `json`, `json-ack` | by `Consumer::records`, with `WireFormat::Json` |
+//! | `aggregated` | as `cbor`, user records of 100 B packed by a thousand |
+//!
+//! There are 16 shards, and the consumer saves its checkpoints in Redis. Every reader but `floor`
+//! keeps the limits of Kinesis, so it pauses as it would there; CPU time counts no pauses. The
+//! responses are those of shards at their write limit: 1,000 records or 1 MB. With `--behind`, they
+//! are those of shards far behind: 10,000 records or 10 MB.
 //!
 //! A separate process serves canned responses over loopback. Each measurement is a process of its
-//! own as well, on one thread. It measures the CPU time of all its threads, from before the
-//! reader's first call to its last record, and the peak memory. Each round measures every subject
-//! once, in random order.
+//! own as well. It measures the CPU time of all its threads, and the peak memory. The first sixth
+//! of the records is not measured: the consumer starts, and compares CBOR with JSON. Each round
+//! measures every subject once, in random order.
 //!
 //! Each subject is compared with the bare loop in two ways. The ratios within each round show how
 //! far other work on the machine spreads the figures. The ratio of the minima of all rounds is the
-//! one that other work affects least.
+//! one that other work affects least. The last column is the ratio of the minima to the floor.
 // A benchmark panics on any failure.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -23,10 +35,13 @@
 mod bare;
 #[path = "../../tests/support/canned.rs"]
 mod canned;
+#[path = "../../tests/support/certificates.rs"]
+mod certificates;
 #[path = "../../tests/support/drain.rs"]
 mod drain;
 #[path = "../../examples/support/mod.rs"]
 mod ferrokinesis_server;
+mod floor;
 #[path = "../../tests/support/following.rs"]
 mod following;
 #[path = "../../tests/support/free_port.rs"]
@@ -39,6 +54,7 @@ mod redis_server;
 mod report;
 mod server;
 mod subject;
+mod tls;
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -49,52 +65,70 @@ use report::Report;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use subject::{Reader, Subject, Task};
+use tls::Folder;
 
-/// The number of responses to read: about ten seconds of reading from 16 shards.
-const ANSWERS: usize = 400;
+/// The size of the user records that are packed.
+const PACKED_BYTES: usize = 100;
 
-fn subjects() -> Vec<Subject> {
-    let subject = |name: &str, reader, shards| Subject {
-        name: name.to_owned(),
-        reader,
-        shards,
-        ack: false,
-        redis: false,
-    };
-    let records = |name: &str, shards| subject(name, Reader::Records, shards);
-    vec![
-        subject("bare", Reader::Bare, 16),
-        records("records-16", 16),
-        Subject { ack: true, ..records("records-16-ack", 16) },
-        Subject { redis: true, ..records("records-16-redis", 16) },
-        Subject { ack: true, redis: true, ..records("records-16-redis-ack", 16) },
-    ]
+fn subjects(record_bytes: usize) -> Vec<Subject> {
+    let subject = |name: &str, reader| Subject { name: name.to_owned(), reader };
+    let records = |is_json, is_ack| Reader::Records { is_json, is_ack, is_packed: false };
+    let mut subjects = vec![
+        subject("bare", Reader::Bare { are_spread: false }),
+        subject("bare-spread", Reader::Bare { are_spread: true }),
+        subject("floor", Reader::Floor { is_paced: false }),
+        subject("floor-paced", Reader::Floor { is_paced: true }),
+        subject("cbor", records(false, false)),
+        subject("cbor-ack", records(false, true)),
+        subject("json", records(true, false)),
+        subject("json-ack", records(true, true)),
+    ];
+    if record_bytes == PACKED_BYTES {
+        let packed = Reader::Records { is_json: false, is_ack: false, is_packed: true };
+        subjects.push(subject("aggregated", packed));
+    }
+    subjects
 }
 
 struct Options {
     rounds: usize,
     sizes: Vec<usize>,
-    only: Option<String>,
+    is_behind: bool,
+    threads: usize,
+    is_tls: bool,
+    only: Option<Vec<String>>,
     json: Option<String>,
 }
 
 impl Options {
     fn of(arguments: &[String]) -> Self {
+        let flag = |name: &str| arguments.iter().any(|argument| argument == name);
         let value = |name: &str| {
             let at = arguments.iter().position(|argument| argument == name)?;
             Some(arguments.get(at + 1).unwrap_or_else(|| panic!("{name} needs a value")).clone())
         };
+        let number = |name: &str, default: usize| {
+            value(name).map_or(default, |number| {
+                number.parse().unwrap_or_else(|_| panic!("{name} needs a number"))
+            })
+        };
         let sizes = value("--sizes").unwrap_or_else(|| "100,1000,10000".to_owned());
         Self {
-            rounds: value("--rounds")
-                .map_or(5, |rounds| rounds.parse().expect("--rounds needs a number")),
+            rounds: number("--rounds", 5),
             sizes: sizes
                 .split(',')
                 .map(|size| size.parse().expect("--sizes needs numbers"))
                 .collect(),
-            only: value("--only"),
+            is_behind: flag("--behind"),
+            threads: number("--threads", 2),
+            is_tls: flag("--tls"),
+            only: value("--only").map(|names| names.split(',').map(str::to_owned).collect()),
             json: value("--json"),
         }
+    }
+
+    fn includes(&self, name: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| only.iter().any(|wanted| wanted == name))
     }
 }
 
@@ -114,8 +148,11 @@ fn this_program(arguments: &[&str]) -> Command {
     command
 }
 
-fn start_server() -> (Server, u16) {
-    let mut child = this_program(&["serve"]).stdout(Stdio::piped()).spawn().unwrap();
+/// Starts a server, which serves over TLS if there are certificates.
+fn start_server(certificates: Option<&Folder>) -> (Server, u16) {
+    let mut arguments = vec!["serve"];
+    arguments.extend(certificates.map(|folder| folder.path().to_str().unwrap()));
+    let mut child = this_program(&arguments).stdout(Stdio::piped()).spawn().unwrap();
     let mut port = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut port).unwrap();
     (Server(child), port.trim().parse().unwrap())
@@ -138,12 +175,14 @@ fn print_result<T: DeserializeOwned, F: Serialize>(task: &str, measure: impl FnO
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
-        Some("serve") => server::serve(),
+        Some("serve") => {
+            server::serve(arguments.get(1).map(|path| Folder::of(path)).as_ref());
+        }
         Some("read") => print_result(&arguments[1], subject::measure),
         Some("follow") => print_result(&arguments[1], idle::measure),
         // `cargo test --benches` ends at once.
         _ if !arguments.iter().any(|argument| argument == "--bench") => {
-            println!("run with `cargo bench --bench consumption`");
+            println!("run with `cargo bench --features testing --bench consumption`");
         }
         _ => compare(&Options::of(&arguments)),
     }
@@ -153,7 +192,7 @@ fn main() {
 /// memory of several rounds.
 fn follow() {
     const ROUNDS: u32 = 3;
-    let (_server, kinesis) = start_server();
+    let (_server, kinesis) = start_server(None);
     let mut least = [Effort { cores: f64::MAX, peak_bytes: 0 }; 2];
     for round in 0..ROUNDS {
         for (by_crate, least) in [false, true].into_iter().zip(&mut least) {
@@ -178,29 +217,41 @@ fn follow() {
 
 fn compare(options: &Options) {
     let redis = RedisServer::start(&[]);
+    let certificates = options.is_tls.then(Folder::create);
     let mut report = Report::default();
     let mut unique = 0;
-    let follows = options.only.as_deref().is_none_or(|only| only == "follow");
-    let sizes = if options.only.as_deref() == Some("follow") { &[][..] } else { &options.sizes };
+    let follows = options.includes("follow");
+    let only_follows = options.only.as_deref().is_some_and(|only| *only == ["follow"]);
+    let sizes = if only_follows { &[][..] } else { &options.sizes };
     for &record_bytes in sizes {
         for round in 0..options.rounds {
             // A new server for each round, since it keeps the responses of every stream.
-            let (_server, kinesis) = start_server();
-            let mut subjects = subjects();
-            let wanted = |subject: &Subject| {
-                subject.name == "bare"
-                    || options.only.as_ref().is_none_or(|only| subject.name == *only)
-            };
-            subjects.retain(wanted);
+            let (_server, kinesis) = start_server(certificates.as_ref());
+            let mut subjects = subjects(record_bytes);
+            let is_reference =
+                |name: &str| ["bare", "bare-spread", "floor", "floor-paced"].contains(&name);
+            subjects
+                .retain(|subject| is_reference(&subject.name) || options.includes(&subject.name));
             fastrand::shuffle(&mut subjects);
             for subject in subjects {
                 unique += 1;
-                let redis = redis.url();
-                let task = Task { subject, kinesis, redis, record_bytes, unique };
+                let task = Task {
+                    subject,
+                    kinesis,
+                    redis: redis.url(),
+                    certificates: certificates.clone(),
+                    record_bytes,
+                    is_behind: options.is_behind,
+                    threads: options.threads,
+                    unique,
+                };
                 eprintln!("{record_bytes} bytes, round {}: {}", round + 1, task.subject.name);
                 report.add(record_bytes, round, &task.subject.name, run("read", &task));
             }
         }
+    }
+    if let Some(folder) = certificates {
+        folder.remove();
     }
     if !sizes.is_empty() {
         println!("{report}");

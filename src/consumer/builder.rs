@@ -137,6 +137,9 @@ impl ConsumerBuilder {
     /// Sets the format of the `GetRecords` calls. Enhanced fan-out and all other calls are not
     /// affected.
     ///
+    /// With [`WireFormat::Auto`], one fetch of at most ten records is repeated in the other format
+    /// and compared, once per consumer. Both count towards the limits of the shard.
+    ///
     /// Default: [`WireFormat::Auto`].
     #[doc(alias("cbor", "json", "protocol"))]
     pub fn wire_format(mut self, format: WireFormat) -> Self {
@@ -181,8 +184,9 @@ impl ConsumerBuilder {
     /// limit. If no bytes of the shard are in flight, its next record is delivered regardless of
     /// its size.
     ///
-    /// Unacknowledged records can occupy this much memory for each shard, in addition to
-    /// [`max_buffered_bytes`](Self::max_buffered_bytes).
+    /// A record that the caller keeps also counts towards
+    /// [`max_buffered_bytes`](Self::max_buffered_bytes), with its whole response. If that is
+    /// exhausted, all shards fetch few records at a time.
     ///
     /// Default: 64 MiB. At least 1 byte.
     pub fn max_in_flight_bytes(mut self, bytes: usize) -> Self {
@@ -216,15 +220,15 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Sets the maximum number of bytes that are buffered over all shards, payloads and partition
-    /// keys together.
+    /// Sets the maximum number of bytes of responses that are in memory over all shards, including
+    /// those of which the caller keeps a record.
     ///
     /// In addition, each shard has a reserve of 64 KiB or one record (with
     /// [`fan_out`](Self::fan_out): one event). A shard therefore makes progress when its caller
-    /// waits for a record, regardless of the memory that other shards hold. A
-    /// response counts from the time it is read until the last record that is kept of it is
-    /// dropped, with a quarter more for its index while it is read. A response that exceeds the free
-    /// memory is not read. If the caller waits, the shard retries with fewer records; a prefetch
+    /// waits for a record, regardless of the memory that other shards hold. A response counts with
+    /// its whole length until the last record of it is dropped, and while it is read with a quarter
+    /// more; an event of enhanced fan-out counts twice while it is read. A response that exceeds the
+    /// free memory is not read. If the caller waits, the shard retries with fewer records; a prefetch
     /// waits until memory is free.
     ///
     /// Default: 64 MiB. At least 1 byte.

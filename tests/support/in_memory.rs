@@ -15,13 +15,17 @@ struct Connector(Canned);
 
 impl HttpConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let target = request.headers().get("x-amz-target").unwrap();
-        let operation = target.rsplit('.').next().unwrap();
-        let body = self.0.answer(operation, request.body().bytes().unwrap());
+        let [target, content_type] =
+            ["x-amz-target", "content-type"].map(|name| request.headers().get(name).unwrap());
+        let answer = self.0.answer(target, content_type, request.body().bytes().unwrap());
         HttpConnectorFuture::new(async {
             // Like a socket, which has no response at the first poll.
             tokio::task::yield_now().await;
-            Ok(HttpResponse::new(200.try_into().unwrap(), SdkBody::from_body_1_x(body)))
+            let content_type = answer.content_type;
+            let body = SdkBody::from_body_1_x(answer);
+            let mut response = HttpResponse::new(200.try_into().unwrap(), body);
+            response.headers_mut().insert("content-type", content_type);
+            Ok(response)
         })
     }
 }
@@ -29,7 +33,8 @@ impl HttpConnector for Connector {
 /// Returns a client, and prepares the responses of `stream`.
 pub(crate) fn client(stream: &str) -> Client {
     let canned = Canned::default();
-    canned.answer("GetShardIterator", format!(r#"{{"StreamName":"{stream}"}}"#).as_bytes());
+    let body = format!(r#"{{"StreamName":"{stream}"}}"#);
+    canned.answer("GetShardIterator", "application/x-amz-json-1.1", body.as_bytes());
     let connector = SharedHttpConnector::new(Connector(canned));
     Client::from_conf(
         Config::builder()
