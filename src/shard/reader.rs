@@ -172,7 +172,7 @@ impl ShardReader {
                     NextRun::Over => return self.stop(),
                     NextRun::Refused => continue,
                     // Releases the memory of the batch before the next one is fetched.
-                    NextRun::Empty => *current = None,
+                    NextRun::Empty => drop(current.take().map(CurrentBatch::end)),
                 }
             }
             let Poll::Ready(received) = prefetcher.poll_receive(context) else {
