@@ -36,17 +36,16 @@ mod worker;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use crate::checkpoint::Watermark;
 use crate::clock::Clock;
 use crate::discovery::{ShardDiscovery, ShardOrdering};
 use crate::error::Result;
-use crate::record::ShardId;
-use crate::shard::{CheckpointOn, LeaseHandle, PollMonitor};
+use crate::shard::{CheckpointOn, LeaseHandle, PollMonitor, ReadReport, WorkerMessage};
 use crate::source::{KnownShard, Position};
 use crate::store::{LeaseStore, Scope, Writer};
-use crate::telemetry::{ShardTelemetry, Telemetry};
+use crate::telemetry::Telemetry;
 
 pub(crate) use worker::Worker;
 
@@ -61,65 +60,7 @@ pub(crate) struct AssignedShard {
     pub(crate) watermark: Arc<Watermark>,
     /// Detects a caller that has stopped polling; `None` without a poll timeout.
     pub(crate) poll_monitor: Option<PollMonitor>,
-    pub(crate) unopened: UnopenedShard,
-}
-
-/// A guard that makes the worker release the shard if the caller never opens it.
-///
-/// Sends [`WorkerMessage::Dropped`] when it is dropped while armed.
-#[derive(Debug)]
-pub(crate) struct UnopenedShard(Option<(mpsc::UnboundedSender<WorkerMessage>, ShardId, u64)>);
-
-impl UnopenedShard {
-    fn new(messages: mpsc::UnboundedSender<WorkerMessage>, shard: ShardId, epoch: u64) -> Self {
-        Self(Some((messages, shard, epoch)))
-    }
-
-    /// Disarms the guard: the caller has the shard's stream, which sends the messages from now on.
-    pub(crate) fn opened(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for UnopenedShard {
-    fn drop(&mut self) {
-        if let Some((messages, shard, epoch)) = self.0.take() {
-            // The receiver is gone if the session was dropped.
-            let _dropped = messages.send(WorkerMessage::Dropped(shard, epoch));
-        }
-    }
-}
-
-/// A message to the worker, most of them about a shard in the epoch of its lease.
-#[derive(Debug)]
-pub(crate) enum WorkerMessage {
-    /// The shard was read to its end.
-    Read {
-        shard: ShardId,
-        epoch: u64,
-        /// The shard's children, as far as Kinesis named them.
-        children: Vec<KnownShard>,
-        /// The shard's telemetry, which reports its records until they are acknowledged.
-        telemetry: ShardTelemetry,
-    },
-    /// Every record of the shard is acknowledged.
-    Finished(ShardId, u64),
-    /// The shard's stream was dropped before the end of the shard.
-    Dropped(ShardId, u64),
-    /// The shard's stream ended with an error.
-    Failed {
-        shard: ShardId,
-        epoch: u64,
-        /// True if the stream delivered a record before the error.
-        has_delivered: bool,
-    },
-    /// The store's state differs from what this worker assumed.
-    StateMismatch,
-    /// The store cannot read its data of a shard.
-    Unreadable,
-    /// Like [`StateMismatch`](Self::StateMismatch), from an admin operation that waits until the
-    /// worker has read the table.
-    TableEdited(oneshot::Sender<()>),
+    pub(crate) report: ReadReport,
 }
 
 /// The dependencies of a worker.

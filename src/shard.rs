@@ -5,6 +5,7 @@ mod lease_handle;
 mod poll_monitor;
 mod prefetcher;
 mod reader;
+mod report;
 
 use std::fmt;
 use std::pin::Pin;
@@ -23,7 +24,8 @@ use crate::wakers::CallerWaker;
 pub(crate) use delivery::Delivery;
 pub(crate) use lease_handle::{LeaseDeadline, LeaseHandle, Moment};
 pub(crate) use poll_monitor::PollMonitor;
-pub(crate) use reader::{ReadOutcome, ReaderConfig, ShardReader};
+pub(crate) use reader::{ReaderConfig, ShardReader};
+pub(crate) use report::{ReadReport, WorkerMessage};
 
 /// The moment at which a record counts as acknowledged, so that the checkpoint may advance past it.
 ///

@@ -48,7 +48,7 @@ use crate::telemetry::ShardTelemetry;
 pub(crate) use absent_listings::AbsentListings;
 pub(crate) use batch::Batch;
 pub(crate) use demand::Demand;
-use fan_out::FanOutFetcher;
+use fan_out::{FanOutFetcher, SubscriptionSlot};
 pub(crate) use kinesis::{KnownShard, MAX_CLOCK_SKEW, StreamClient};
 pub(crate) use listing::{ListedShard, Listing, start_mismatch, unusable_listing};
 pub use memory_budget::MemoryBudget;
@@ -56,7 +56,7 @@ use polling::PollingFetcher;
 pub use position::OnTrimmed;
 pub(crate) use position::Position;
 
-use fetch_state::{FetchProgress, FetchState, StreamError};
+use fetch_state::{FetchProgress, FetchState, FetchedResponse, Interrupt};
 pub(crate) use registered_consumer::RegisteredConsumer;
 pub use wire_format::WireFormat;
 
@@ -128,8 +128,10 @@ pub(crate) enum Fetched {
 trait ShardFetcher: Send + 'static {
     fn fetch_state(&mut self) -> &mut FetchState;
 
-    /// Waits until a call is allowed and makes one. The result, if any, is kept in the fetch state.
-    fn fetch_once(&mut self) -> impl Future<Output = Result<(), StreamError>> + Send;
+    /// Waits until a call is allowed and makes one. Returns `None` if it has brought nothing.
+    fn fetch_once(
+        &mut self,
+    ) -> impl Future<Output = Result<Option<FetchedResponse>, Interrupt>> + Send;
 }
 
 /// Returns a stream that fetches until the shard ends or an error is final.
@@ -137,24 +139,40 @@ fn batches(mut source: impl ShardFetcher) -> BoxStream<'static, Result<Fetched>>
     let batches = stream! {
         source.fetch_state().emit_started();
         loop {
-            let fetched = match source.fetch_state().next_item().await {
-                Ok(None) => source.fetch_once().await.map(|()| None),
-                fetched => fetched,
-            };
-            match fetched {
-                Ok(None) => {}
-                Ok(Some(fetched)) => {
-                    let is_over = matches!(fetched, Fetched::End(_));
-                    yield Ok(fetched);
+            let mut response = match source.fetch_once().await {
+                Ok(Some(response)) => response,
+                Ok(None) => continue,
+                Err(interrupt) => {
+                    let (item, is_over) = interrupt.into_item();
+                    yield item;
                     if is_over {
                         return;
                     }
+                    continue;
                 }
-                Err(failed) if failed.is_last => {
-                    yield Ok(Fetched::Failed(failed.error));
+            };
+            if let Some(error) = response.error {
+                yield Err(error);
+            }
+            while let Err(interrupt) = source.fetch_state().retain_own(&mut response.batch).await {
+                let (item, is_over) = interrupt.into_item();
+                yield item;
+                if is_over {
                     return;
                 }
-                Err(failed) => yield Err(failed.error),
+            }
+            let is_empty = response.batch.len() == 0;
+            if !is_empty {
+                yield Ok(Fetched::Records(response.batch));
+            }
+            if let Some(children) = response.end {
+                yield Ok(Fetched::End(children));
+                return;
+            }
+            let passed = response.passed.filter(|_| is_empty);
+            let position = passed.and_then(|passed| source.fetch_state().due_position(passed));
+            if let Some(position) = position {
+                yield Ok(position);
             }
         }
     };
@@ -165,8 +183,8 @@ fn batches(mut source: impl ShardFetcher) -> BoxStream<'static, Result<Fetched>>
 pub(crate) struct Source {
     batches: BoxStream<'static, Result<Fetched>>,
     demand: Demand,
-    /// Drops the subscription of enhanced fan-out. A polled shard has none.
-    drop_subscription: Option<Box<dyn Fn() + Send>>,
+    /// Holds the subscription of enhanced fan-out. That of a polled shard stays empty.
+    subscription: SubscriptionSlot,
 }
 
 impl Source {
@@ -181,9 +199,7 @@ impl Source {
 
     /// Drops the subscription, because the caller has not polled for a while.
     pub(crate) fn drop_subscription(&mut self) {
-        if let Some(rest) = &self.drop_subscription {
-            rest();
-        }
+        drop(self.subscription.take());
     }
 }
 

@@ -137,6 +137,9 @@ impl ConsumerBuilder {
     /// Sets the format of the `GetRecords` calls. Enhanced fan-out and all other calls are not
     /// affected.
     ///
+    /// With [`WireFormat::Auto`], one fetch of at most ten records is repeated in the other format
+    /// and compared, once per consumer. Both count towards the limits of the shard.
+    ///
     /// Default: [`WireFormat::Auto`].
     #[doc(alias("cbor", "json", "protocol"))]
     pub fn wire_format(mut self, format: WireFormat) -> Self {
@@ -181,8 +184,9 @@ impl ConsumerBuilder {
     /// limit. If no bytes of the shard are in flight, its next record is delivered regardless of
     /// its size.
     ///
-    /// Unacknowledged records can occupy this much memory for each shard, in addition to
-    /// [`max_buffered_bytes`](Self::max_buffered_bytes).
+    /// A record that the caller keeps also counts towards
+    /// [`max_buffered_bytes`](Self::max_buffered_bytes), with its whole response. If that is
+    /// exhausted, all shards fetch few records at a time.
     ///
     /// Default: 64 MiB. At least 1 byte.
     pub fn max_in_flight_bytes(mut self, bytes: usize) -> Self {
@@ -216,8 +220,8 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Sets the maximum number of bytes that are buffered over all shards, payloads and partition
-    /// keys together.
+    /// Sets the maximum number of bytes of responses that are in memory over all shards, including
+    /// those of which the caller keeps a record.
     ///
     /// In addition, each shard has a reserve of 64 KiB or one record (with
     /// [`fan_out`](Self::fan_out): one event). A shard therefore makes progress when its caller

@@ -12,9 +12,9 @@ use tokio::time::timeout;
 use super::Consumer;
 use crate::discovery::{Memory, ScopeMigration, ShardDiscovery};
 use crate::error::{Error, Result, contain_call};
-use crate::fleet::{AssignedShard, Worker, WorkerDeps, WorkerMessage};
+use crate::fleet::{AssignedShard, Worker, WorkerDeps};
 use crate::mutex::Mutex;
-use crate::shard::{PollMonitor, ReadOutcome, ReaderConfig, ShardReader, ShardStream};
+use crate::shard::{PollMonitor, ReaderConfig, ShardReader, ShardStream};
 use crate::source::{MemoryBudget, SourceConfig};
 use crate::store::Writer;
 
@@ -90,7 +90,7 @@ impl Session {
             telemetry: inner.telemetry.clone(),
             config: inner.settings.worker_config.clone(),
             assignments: assigned.clone(),
-            messages: message.clone(),
+            messages: message,
         });
         let (end_signal, is_over) = oneshot::channel();
         *self.end_signal.lock() = Some(end_signal);
@@ -134,14 +134,7 @@ impl Session {
             let memory_budget = memory_budget.clone();
             move || memory_budget.taken()
         });
-        Running {
-            session: Arc::clone(self),
-            memory_budget,
-            writer,
-            message,
-            assignments,
-            has_ended,
-        }
+        Running { session: Arc::clone(self), memory_budget, writer, assignments, has_ended }
     }
 
     /// Returns the writer of the consumer. All sessions share it, so their saves never run
@@ -179,7 +172,6 @@ pub(super) struct Running {
     session: Arc<Session>,
     memory_budget: MemoryBudget,
     writer: Writer,
-    message: mpsc::UnboundedSender<WorkerMessage>,
     assignments: mpsc::UnboundedReceiver<Result<AssignedShard>>,
     /// True after the worker has left in an orderly way, not because its runtime has shut down.
     has_ended: Arc<AtomicBool>,
@@ -202,15 +194,8 @@ impl Running {
 
     /// Returns the stream of a shard that can be read now.
     pub(super) fn open(&self, assigned: AssignedShard) -> ShardStream {
-        let AssignedShard {
-            shard,
-            position,
-            added,
-            lease_handle,
-            watermark,
-            poll_monitor,
-            unopened,
-        } = assigned;
+        let AssignedShard { shard, position, added, lease_handle, watermark, poll_monitor, report } =
+            assigned;
         let inner = &self.session.consumer.inner;
         let telemetry = inner.telemetry.shard(&shard.id, &watermark);
         let source_config = SourceConfig {
@@ -229,8 +214,6 @@ impl Running {
             memory_budget: self.memory_budget.clone(),
             ack_sink: Arc::clone(&watermark) as _,
         };
-        let (message, id, epoch) = (self.message.clone(), shard.id.clone(), lease_handle.epoch());
-        let at_end = telemetry.clone();
         let reader = ShardReader::new(ReaderConfig {
             telemetry,
             parents: shard.parents,
@@ -243,22 +226,9 @@ impl Running {
             writer: self.writer.clone(),
             close_signal: inner.close_signal.clone(),
             lease_handle,
-            ended: Box::new(move |ending| {
-                // The receiver is gone if the session has been dropped.
-                let _dropped = message.send(match ending {
-                    ReadOutcome::Read(children) => {
-                        let (shard, telemetry) = (id.clone(), at_end.clone());
-                        WorkerMessage::Read { shard, epoch, children, telemetry }
-                    }
-                    ReadOutcome::Failed { has_delivered } => {
-                        WorkerMessage::Failed { shard: id.clone(), epoch, has_delivered }
-                    }
-                    ReadOutcome::Dropped => WorkerMessage::Dropped(id.clone(), epoch),
-                });
-            }),
+            report,
             session: Arc::clone(&self.session) as _,
         });
-        unopened.opened();
         ShardStream::new(reader, poll_monitor, inner.telemetry.polls())
     }
 }

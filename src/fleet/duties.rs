@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
+use super::AssignedShard;
 use super::balance::balance;
 use super::exchange::FINAL_SAVE_TIMEOUT;
 use super::owned_shards::{OwnedShard, Reconciliation};
 use super::worker::{BalancedTable, TaskOutcome, Worker};
-use super::{AssignedShard, UnopenedShard, WorkerMessage};
 use crate::backoff::{Backoff, SAVES};
 use crate::checkpoint::{Advance, Checkpoint, Watermark};
 use crate::discovery::{Changes, Loss, Report, ShardStart, is_readable, readable};
 use crate::error::{Error, ErrorKind, contain};
 use crate::record::ShardId;
-use crate::shard::{LeaseHandle, PollMonitor};
+use crate::shard::{LeaseHandle, PollMonitor, ReadReport, WorkerMessage};
 use crate::source::KnownShard;
 use crate::store::TrackedShard;
 use crate::store::lease::{
@@ -308,16 +308,9 @@ impl Worker {
         let added = lease.added_at();
         let shard = KnownShard { id: id.clone(), parents: lease.parents.unwrap_or_default() };
         let ShardStart { position, unstored } = start;
-        let unopened = UnopenedShard::new(self.deps.messages.clone(), id.clone(), epoch);
-        let opening = AssignedShard {
-            shard,
-            position,
-            added,
-            lease_handle,
-            watermark,
-            poll_monitor,
-            unopened,
-        };
+        let report = ReadReport::new(self.deps.messages.clone(), id.clone(), epoch);
+        let opening =
+            AssignedShard { shard, position, added, lease_handle, watermark, poll_monitor, report };
         match unstored {
             Some(checkpoint) => self.store_start(opening, checkpoint),
             None => self.send(opening),
@@ -344,11 +337,11 @@ impl Worker {
     }
 
     /// Sends a shard to the caller's stream, unless its lease is over.
-    pub(super) fn send(&mut self, opening: AssignedShard) {
+    pub(super) fn send(&mut self, mut opening: AssignedShard) {
         if opening.lease_handle.is_over() {
-            return opening.unopened.opened();
+            return opening.report.cancel();
         }
-        // If the receiver is gone, dropping the shard's guard notifies the worker.
+        // If the receiver is gone, dropping the report notifies the worker.
         let _unopened = self.deps.assignments.send(Ok(opening));
     }
 

@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
-use super::WorkerMessage;
 use super::worker::{Worker, WorkerEnded};
 use crate::backoff::{Backoff, EXCHANGES};
 use crate::error::{Error, ErrorKind, Panic, TOLERATED_PANICS, contain};
+use crate::shard::WorkerMessage;
 use crate::telemetry::{Event, Task};
 
 /// The time between two panics from which they do not count as consecutive.

@@ -13,12 +13,12 @@ use tokio::time::{Instant, sleep_until};
 use super::exclusions::ExclusionTracker;
 use super::owned_shards::OwnedShards;
 use super::reachability::Reachability;
-use super::{AssignedShard, WorkerDeps, WorkerMessage};
+use super::{AssignedShard, WorkerDeps};
 use crate::backoff::{Backoff, EXCHANGES};
 use crate::discovery::{Loss, StreamShards};
 use crate::error::Panic;
 use crate::record::ShardId;
-use crate::shard::{CheckpointOn, LeaseDeadline};
+use crate::shard::{CheckpointOn, LeaseDeadline, WorkerMessage};
 use crate::source::KnownShard;
 use crate::store::lease::{Change, LeaseTable};
 

@@ -28,11 +28,11 @@ use futures::Stream;
 
 use super::delivery::{CurrentBatch, MAX_RUN_RECORDS, NextRun, RecordRun};
 use super::prefetcher::{Prefetcher, Received};
-use super::{CheckpointOn, CloseSignal, LeaseHandle};
+use super::{CheckpointOn, CloseSignal, LeaseHandle, ReadReport};
 use crate::checkpoint::{Allowance, InFlightConfig, QuietPosition, Watermark};
 use crate::error::{Error, Result};
 use crate::record::ShardId;
-use crate::source::{Fetched, KnownShard, Source};
+use crate::source::{Fetched, Source};
 use crate::store::{ReaderGate, Writer};
 use crate::telemetry::{Event, ShardTelemetry};
 
@@ -50,23 +50,9 @@ pub(crate) struct ReaderConfig {
     pub(crate) writer: Writer,
     pub(crate) close_signal: CloseSignal,
     pub(crate) lease_handle: LeaseHandle,
-    pub(crate) ended: Box<dyn Fn(ReadOutcome) + Send + Sync>,
+    pub(crate) report: ReadReport,
     /// The session, which all its streams keep alive together.
     pub(crate) session: Arc<dyn Send + Sync>,
-}
-
-/// The outcome of reading a shard that ended by itself.
-#[derive(Debug)]
-pub(crate) enum ReadOutcome {
-    /// The shard is read to its end. Holds its children, as far as the server names them.
-    Read(Vec<KnownShard>),
-    /// An error has ended the stream, whether or not the caller receives it.
-    Failed {
-        /// A record was delivered before the error.
-        has_delivered: bool,
-    },
-    /// The stream was dropped, or failed in a way that another stream can continue.
-    Dropped,
 }
 
 /// Reads one shard, as a stream of runs.
@@ -84,7 +70,8 @@ pub(crate) struct ShardReader {
     writer_gone: CloseSignal,
     close_signal: CloseSignal,
     lease_handle: LeaseHandle,
-    ended: Box<dyn Fn(ReadOutcome) + Send + Sync>,
+    /// Sends nothing if the reader is `Done` for a reason that the worker knows.
+    report: ReadReport,
     state: ReaderState,
     /// A record was delivered.
     has_delivered: bool,
@@ -118,7 +105,7 @@ impl ShardReader {
             gate: plan.writer.gate(),
             close_signal: plan.close_signal,
             lease_handle: plan.lease_handle,
-            ended: plan.ended,
+            report: plan.report,
             state: ReaderState::Idle(plan.source),
             has_delivered: false,
             _session: plan.session,
@@ -154,15 +141,13 @@ impl ShardReader {
             return Poll::Ready(None);
         }
         if self.close_signal.poll_closed(context).is_ready() {
-            self.state = ReaderState::Done;
-            return Poll::Ready(None);
+            return self.stop();
         }
         if self.writer_gone.poll_closed(context).is_ready() {
             return self.fail(Error::runtime_shutdown());
         }
         if !ready!(self.lease_handle.poll_holds(context)) {
-            self.state = ReaderState::Done;
-            return Poll::Ready(None);
+            return self.stop();
         }
         if let Err(error) = ready!(self.gate.poll_open(context)) {
             return Poll::Ready(Some(Err(error)));
@@ -184,10 +169,7 @@ impl ShardReader {
                         return Poll::Ready(Some(Ok(run)));
                     }
                     // The lease has ended since the check above.
-                    NextRun::Over => {
-                        self.state = ReaderState::Done;
-                        return Poll::Ready(None);
-                    }
+                    NextRun::Over => return self.stop(),
                     NextRun::Refused => continue,
                     // Releases the memory of the batch before the next one is fetched.
                     NextRun::Empty => *current = None,
@@ -199,10 +181,7 @@ impl ShardReader {
             };
             let fetched = match received {
                 Received::Fetched(fetched) => fetched,
-                Received::Ended => {
-                    self.state = ReaderState::Done;
-                    return Poll::Ready(None);
-                }
+                Received::Ended => return self.stop(),
                 Received::Lost(error) => return self.fail(error),
             };
             match fetched {
@@ -216,7 +195,7 @@ impl ShardReader {
                         shard_id: self.shard_id().clone(),
                         children: children.iter().map(|child| child.id.clone()).collect(),
                     });
-                    (self.ended)(ReadOutcome::Read(children));
+                    self.report.read(children, self.telemetry.clone());
                     self.watermark.end();
                     return Poll::Ready(None);
                 }
@@ -241,6 +220,13 @@ impl ShardReader {
         allowance
     }
 
+    /// Ends the stream for a reason that the worker knows.
+    fn stop<T>(&mut self) -> Poll<Option<T>> {
+        self.state = ReaderState::Done;
+        self.report.cancel();
+        Poll::Ready(None)
+    }
+
     /// Ends the stream after an error that retrying does not fix, so that the lease is released.
     /// The caller receives each kind of error once until a record is delivered again.
     fn end_failed<T>(&mut self, error: Error) -> Poll<Option<Result<T>>> {
@@ -252,14 +238,14 @@ impl ShardReader {
             kind: error.kind(),
             message: error.to_string(),
         });
-        (self.ended)(ReadOutcome::Failed { has_delivered: self.has_delivered });
+        self.report.failed(self.has_delivered);
         Poll::Ready(is_news.then_some(Err(error)))
     }
 
     /// Ends the stream with an error. Another stream reads the shard from its checkpoint.
     fn fail<T>(&mut self, error: Error) -> Poll<Option<Result<T>>> {
         self.state = ReaderState::Done;
-        (self.ended)(ReadOutcome::Dropped);
+        self.report.dropped();
         Poll::Ready(Some(Err(self.telemetry.locate(error))))
     }
 }
@@ -290,14 +276,6 @@ fn started<'a>(
         }
         ReaderState::Idle(_) | ReaderState::Done => {
             unreachable!("the reader is not done, and was started")
-        }
-    }
-}
-
-impl Drop for ShardReader {
-    fn drop(&mut self) {
-        if !self.is_done() {
-            (self.ended)(ReadOutcome::Dropped);
         }
     }
 }

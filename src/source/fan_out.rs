@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::demand::Demand;
 use super::fetch_state::{
-    FetchState, FetchedResponse, MeasuredRecords, StreamError, Unpacked, children,
+    FetchState, FetchedResponse, Interrupt, MeasuredRecords, Unpacked, children,
 };
 use super::memory_budget::{ShardBudget, while_parsed};
 use super::registered_consumer::RegisteredConsumer;
@@ -56,7 +56,7 @@ pub(super) struct FanOutFetcher {
     registered_consumer: Arc<RegisteredConsumer>,
     memory: ShardBudget,
     demand: Demand,
-    slot: Slot,
+    slot: SubscriptionSlot,
     /// The length of the message for which there was not enough memory, or 0.
     expected: usize,
     /// True until the subscription has brought a record after the position or has caught up.
@@ -68,15 +68,18 @@ pub(super) struct FanOutFetcher {
     patience: Duration,
 }
 
-/// Holds the subscription between two fetches.
-type Slot = Arc<Mutex<Option<Subscription>>>;
+/// Holds the subscription between two fetches. Clones share it.
+#[derive(Clone, Default)]
+pub(super) struct SubscriptionSlot(Arc<Mutex<Option<Subscription>>>);
 
-fn take(slot: &Slot) -> Option<Subscription> {
-    slot.lock().take()
-}
+impl SubscriptionSlot {
+    pub(super) fn take(&self) -> Option<Subscription> {
+        self.0.lock().take()
+    }
 
-fn put(slot: &Slot, subscription: Subscription) {
-    *slot.lock() = Some(subscription);
+    fn put(&self, subscription: Subscription) {
+        *self.0.lock() = Some(subscription);
+    }
 }
 
 /// A subscription that has started.
@@ -101,7 +104,7 @@ impl FanOutFetcher {
         registered_consumer: Arc<RegisteredConsumer>,
         memory: ShardBudget,
     ) -> Self {
-        let (demand, slot) = (Demand::default(), Slot::default());
+        let (demand, slot) = (Demand::default(), SubscriptionSlot::default());
         Self {
             fetch_state,
             registered_consumer,
@@ -117,12 +120,8 @@ impl FanOutFetcher {
 
     /// Creates the source. It makes no call until it is polled.
     pub(super) fn into_source(self) -> Source {
-        let (demand, slot) = (self.demand.clone(), Arc::clone(&self.slot));
-        Source {
-            batches: batches(self),
-            demand,
-            drop_subscription: Some(Box::new(move || drop(take(&slot)))),
-        }
+        let (demand, subscription) = (self.demand.clone(), self.slot.clone());
+        Source { batches: batches(self), demand, subscription }
     }
 
     /// Subscribes again. If that fails, returns `None`, and the old subscription continues for
@@ -130,7 +129,7 @@ impl FanOutFetcher {
     async fn renew(
         &mut self,
         old: Option<Subscription>,
-    ) -> Result<Option<Subscription>, StreamError> {
+    ) -> Result<Option<Subscription>, Interrupt> {
         self.fetch_state.pace.ready().await;
         self.fetch_state.pace.note_call();
         let refused = match self.subscribe().await {
@@ -144,7 +143,7 @@ impl FanOutFetcher {
         };
         if let Some(mut old) = old {
             old.renew_at = Instant::now() + RENEW_AGAIN;
-            put(&self.slot, old);
+            self.slot.put(old);
         }
         match refused {
             SubscribeError::NoRoom(length) => {
@@ -185,11 +184,11 @@ impl FanOutFetcher {
         event: SubscribeToShardEvent,
         message: EventMessage,
         subscription: Subscription,
-    ) -> Result<(), StreamError> {
+    ) -> Result<Option<FetchedResponse>, Interrupt> {
         self.expected = 0;
         let named = message.named;
         if !named.records {
-            return self.fetch_state.lacks_records();
+            return self.fetch_state.lacks_records().map(|()| None);
         }
         let (buffer, records) = records_of_sdk(&event.records);
         let bytes = records.iter().map(RecordRange::size).sum();
@@ -217,17 +216,17 @@ impl FanOutFetcher {
                 self.patience = self.patience.saturating_mul(2);
                 // A new subscription at the last record shows whether records after it have left
                 // retention.
-                return Ok(());
+                return Ok(None);
             }
         }
         let beginning = self.fetch_state.judge_beginning(first, is_tip).await?;
         if matches!(beginning, Beginning::Replaced | Beginning::Postponed) {
-            return Ok(());
+            return Ok(None);
         }
         if !has_records {
             let is_long = self.placed_at.elapsed() >= UNDECIDED_FOR;
             if beginning == Beginning::Undecided && is_long && self.fetch_state.seek_oldest() {
-                return Ok(());
+                return Ok(None);
             }
             self.fetch_state.approach(lag.and(next.as_ref()));
         }
@@ -241,18 +240,18 @@ impl FanOutFetcher {
         if !is_empty {
             self.patience = CHECKED_FOR;
         }
-        let mut response = FetchedResponse { batch, passed: None, end: None };
+        let mut response = FetchedResponse { error: None, batch, passed: None, end: None };
         // Without a valid next position, the next subscription begins where this one stopped.
         match next {
             _ if has_invalid_number => {
-                self.fetch_state.answered(response);
-                self.fetch_state.doubt(INVALID_NUMBER, is_empty)
+                let doubt = self.fetch_state.doubt(INVALID_NUMBER, is_empty);
+                FetchedResponse::doubtful(response.batch, doubt).map(Some)
             }
             // Some servers name the children as soon as the shard is closed, before its end.
             Some(next) if children.is_none() || has_records || may_be_behind => {
                 self.fetch_state.note_next_position(is_empty && has_records, has_records);
                 self.fetch_state.report_recovery(is_empty);
-                put(&self.slot, subscription);
+                self.slot.put(subscription);
                 if beginning == Beginning::Sound
                     && let Some(lag) = lag
                 {
@@ -263,30 +262,27 @@ impl FanOutFetcher {
                         response.passed = self.fetch_state.advance(next, until, lag <= 0);
                     }
                 }
-                self.fetch_state.answered(response);
-                Ok(())
+                Ok(Some(response))
             }
             None if children.is_none() => {
                 if is_empty {
                     response.end = self.open_end(is_empty, has_records, lag).await?;
                     if response.end.is_some() {
                         if !self.fetch_state.judge_end(beginning).await? {
-                            return Ok(());
+                            return Ok(None);
                         }
                         self.fetch_state.telemetry.succeeded();
                     }
-                    self.fetch_state.answered(response);
-                    return Ok(());
+                    return Ok(Some(response));
                 }
-                self.fetch_state.answered(response);
-                self.open_end(is_empty, has_records, lag).await.map(drop)
+                let doubt = self.open_end(is_empty, has_records, lag).await.map(drop);
+                FetchedResponse::doubtful(response.batch, doubt).map(Some)
             }
             _ => {
                 self.fetch_state.note_next_position(is_empty && has_records, has_records);
                 self.fetch_state.report_recovery(is_empty);
                 response.end = children;
-                self.fetch_state.answered(response);
-                Ok(())
+                Ok(Some(response))
             }
         }
     }
@@ -309,7 +305,7 @@ impl FanOutFetcher {
         is_empty: bool,
         has_records: bool,
         lag: Option<i64>,
-    ) -> Result<Option<Vec<KnownShard>>, StreamError> {
+    ) -> Result<Option<Vec<KnownShard>>, Interrupt> {
         self.fetch_state.proven_end(&OpenEnd { is_empty, has_records, lag }).await
     }
 
@@ -327,20 +323,20 @@ impl ShardFetcher for FanOutFetcher {
         &mut self.fetch_state
     }
 
-    async fn fetch_once(&mut self) -> Result<(), StreamError> {
-        let mut subscription = match take(&self.slot) {
+    async fn fetch_once(&mut self) -> Result<Option<FetchedResponse>, Interrupt> {
+        let mut subscription = match self.slot.take() {
             Some(young) if Instant::now() < young.renew_at => young,
             old => match self.renew(old).await? {
                 Some(new) => new,
-                None => return Ok(()),
+                None => return Ok(None),
             },
         };
         match subscription.next().await {
             SubscriptionMessage::Event(event, message) => {
-                self.read(event, message, subscription).await?;
+                return self.read(event, message, subscription).await;
             }
             SubscriptionMessage::Nothing | SubscriptionMessage::Renew => {
-                put(&self.slot, subscription);
+                self.slot.put(subscription);
             }
             SubscriptionMessage::TooLittleMemory(length) => self.note_memory_shortage(length),
             SubscriptionMessage::Ended => {
@@ -352,6 +348,6 @@ impl ShardFetcher for FanOutFetcher {
                 self.fetch_state.recover(failure).await?;
             }
         }
-        Ok(())
+        Ok(None)
     }
 }

@@ -55,12 +55,6 @@ pub(super) struct FetchProgress {
     reported: FailureStreak,
     /// Consecutive useless responses.
     useless: FailureStreak,
-    /// The response that was fetched and is not yielded yet.
-    response: Option<FetchedResponse>,
-    /// The position that was chosen according to `on_trimmed`, which is stored immediately.
-    pub(super) trimmed_position: Option<(Option<SequenceNumber>, SystemTime)>,
-    /// The children of the shard, set when all of its records are yielded.
-    pub(super) ended: Option<Vec<KnownShard>>,
     /// The time at which the position of the quiet shard may be yielded again.
     pub(super) next_quiet_save: Option<Instant>,
     /// The lookup of the shard's hash keys has failed, and the next attempt waits for its turn.
@@ -87,11 +81,26 @@ impl FetchProgress {
 
 /// The contents of a response.
 pub(super) struct FetchedResponse {
+    /// An error that the caller receives before the records.
+    pub(super) error: Option<Error>,
     pub(super) batch: Batch,
     /// The position that the shard has reached, if the response holds no record.
     pub(super) passed: Option<QuietProgress>,
     /// The children of the shard, if the shard ends with this response.
     pub(super) end: Option<Vec<KnownShard>>,
+}
+
+impl FetchedResponse {
+    /// Returns the records of a response that leaves doubts. An error that ends the source is
+    /// returned instead of them.
+    pub(super) fn doubtful(batch: Batch, doubt: Result<(), Interrupt>) -> Result<Self, Interrupt> {
+        let error = match doubt {
+            Ok(()) => None,
+            Err(Interrupt::Error(error)) => Some(error),
+            Err(interrupt) => return Err(interrupt),
+        };
+        Ok(Self { error, batch, passed: None, end: None })
+    }
 }
 
 /// The position of a quiet shard, and the pause before it is stored again.
@@ -116,22 +125,34 @@ pub(super) struct Unpacked {
     pub(super) has_invalid_number: bool,
 }
 
-/// An error for the caller.
-pub(super) struct StreamError {
-    pub(super) error: Error,
-    /// True if the error ends the source.
-    pub(super) is_last: bool,
+/// An outcome that ends a fetch early.
+pub(super) enum Interrupt {
+    /// An error for the caller. The source continues.
+    Error(Error),
+    /// An error that ends the source.
+    Failed(Error),
+    /// The position was moved, and is stored at once: no further record up to `after` is delivered,
+    /// nor any that had arrived by `until`.
+    Moved { after: Option<SequenceNumber>, until: SystemTime },
+    /// The end of the shard.
+    Ended(Vec<KnownShard>),
 }
 
-impl StreamError {
-    pub(super) fn last(error: Error) -> Self {
-        Self { error, is_last: true }
+impl Interrupt {
+    /// Returns the item that the source yields, and true if it is the last one.
+    pub(super) fn into_item(self) -> (Result<Fetched>, bool) {
+        match self {
+            Self::Error(error) => (Err(error), false),
+            Self::Failed(error) => (Ok(Fetched::Failed(error)), true),
+            Self::Moved { after, until } => (Ok(Fetched::Quiet { after, until }), false),
+            Self::Ended(children) => (Ok(Fetched::End(children)), true),
+        }
     }
 }
 
 impl FetchState {
     /// Handles a failed call: backs off before a retry, or returns an error for the caller.
-    pub(super) async fn recover(&mut self, failure: ClassifiedError) -> Result<(), StreamError> {
+    pub(super) async fn recover(&mut self, failure: ClassifiedError) -> Result<(), Interrupt> {
         let action = failure.action_after(&mut self.state.panics);
         let error = self.locate_error(failure.error);
         if !matches!(
@@ -148,7 +169,7 @@ impl FetchState {
             RetryAction::RetryThenReport | RetryAction::RestartListing => {
                 self.pace.failed();
                 if self.state.useless.lasts() {
-                    return Err(StreamError::last(error));
+                    return Err(Interrupt::Failed(error));
                 }
             }
             RetryAction::Retry | RetryAction::CoolDown | RetryAction::RestartIterator => {
@@ -170,7 +191,7 @@ impl FetchState {
                 let is_known = self.state.reported.is_empty() && self.is_reported(&error);
                 if self.state.reported.lasts() || is_known {
                     self.note_panic(&error);
-                    return Err(StreamError::last(error));
+                    return Err(Interrupt::Failed(error));
                 }
                 if self.state.reported_kinds.insert(&error) {
                     if error.is_shared() {
@@ -179,7 +200,7 @@ impl FetchState {
                     } else {
                         self.note_panic(&error);
                     }
-                    return Err(StreamError { error, is_last: false });
+                    return Err(Interrupt::Error(error));
                 }
             }
         }
@@ -305,42 +326,19 @@ impl FetchState {
         }
     }
 
-    /// Stores a response, from which [`next_item`](Self::next_item) returns the items.
-    pub(super) fn answered(&mut self, response: FetchedResponse) {
-        self.state.response = Some(response);
-    }
-
-    /// Returns the next item of the last response, or `None` if nothing is left.
-    pub(super) async fn next_item(&mut self) -> Result<Option<Fetched>, StreamError> {
-        if let Some(children) = self.state.ended.take() {
-            return Ok(Some(Fetched::End(children)));
-        }
-        if let Some((after, until)) = self.state.trimmed_position.take() {
-            return Ok(Some(Fetched::Quiet { after, until }));
-        }
-        let Some(mut response) = self.state.response.take() else { return Ok(None) };
-        if let Err(reported_kinds) = self.retain_own(&mut response.batch).await {
-            self.state.response = Some(response);
-            return Err(reported_kinds);
-        }
-        let FetchedResponse { batch, passed, end } = response;
-        if batch.len() > 0 {
-            self.state.ended = end;
-            return Ok(Some(Fetched::Records(batch)));
-        }
-        if let Some(children) = end {
-            return Ok(Some(Fetched::End(children)));
-        }
+    /// Returns the position of a quiet shard, if it is time to store it.
+    pub(super) fn due_position(&mut self, passed: QuietProgress) -> Option<Fetched> {
         let now = Instant::now();
-        let passed = passed.filter(|_| self.state.next_quiet_save.is_none_or(|next| next <= now));
-        Ok(passed.map(|QuietProgress { after, until, each }| {
-            self.state.next_quiet_save = Some(now + each);
-            Fetched::Quiet { after, until }
-        }))
+        if self.state.next_quiet_save.is_some_and(|next| now < next) {
+            return None;
+        }
+        let QuietProgress { after, until, each } = passed;
+        self.state.next_quiet_save = Some(now + each);
+        Some(Fetched::Quiet { after, until })
     }
 
     /// Drops the user records that belong to another shard.
-    async fn retain_own(&mut self, batch: &mut Batch) -> Result<(), StreamError> {
+    pub(super) async fn retain_own(&mut self, batch: &mut Batch) -> Result<(), Interrupt> {
         while batch.is_aggregated() {
             if std::mem::take(&mut self.state.hash_keys_failed) {
                 self.pace.ready().await;

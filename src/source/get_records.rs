@@ -27,7 +27,7 @@ use super::kinesis::{response, single_attempt};
 use super::memory_budget::Reservation;
 use super::response::{RecordRange, Response, children_of_sdk, records_of_sdk};
 use super::wire_format::{CborAnswer, Comparison, Reaction, RepeatCause, Repeated, WireChoice};
-use crate::error::ClassifiedError;
+use crate::error::{ClassifiedError, ErrorKind};
 use crate::pacing::Pace;
 use crate::telemetry::FallbackReason;
 use exchange::{Exchange, Fault, Head, Seen, write_request};
@@ -214,6 +214,8 @@ impl Attempt {
                 (Some(records), false) if records.is_empty() => CborAnswer::Empty,
                 (_, false) => CborAnswer::Records,
             },
+            // The panic of an interceptor is reported, so that the call is not repeated at once.
+            Err(failure) if failure.error.kind() == ErrorKind::Panicked => CborAnswer::Missing,
             // A body that was not read to its end says nothing.
             Err(_) if is_foreign && memory.was_rejected() => CborAnswer::Missing,
             Err(_) if is_foreign && status.is_success() && self.seen.fault.is_none() => {

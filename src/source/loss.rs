@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use tokio::time::Instant;
 
 use super::failure_streak::{FailureStreak, GIVE_UP_AFTER};
-use super::fetch_state::{FetchState, StreamError};
+use super::fetch_state::{FetchState, Interrupt};
 use super::oldest_record::Probe;
 use super::retention::PlacementStart;
 use super::{OnTrimmed, Position};
@@ -23,10 +23,7 @@ pub(super) struct FailedLossCheck {
 impl FetchState {
     /// Backs off after the failure of a call that is needed to tell whether records were lost. Ends
     /// the source if such calls have failed for [`GIVE_UP_AFTER`].
-    pub(super) fn recover_judgement(
-        &mut self,
-        failure: ClassifiedError,
-    ) -> Result<(), StreamError> {
+    pub(super) fn recover_judgement(&mut self, failure: ClassifiedError) -> Result<(), Interrupt> {
         let before = self.state.retention.unjudged.take();
         self.state.retention.unjudged = Some(self.recover_lookup(before, failure)?);
         Ok(())
@@ -38,7 +35,7 @@ impl FetchState {
     pub(super) fn checked(
         &mut self,
         checked: Result<bool, ClassifiedError>,
-    ) -> Result<bool, StreamError> {
+    ) -> Result<bool, Interrupt> {
         let failure = match checked {
             Ok(is_overtaken) => return Ok(is_overtaken),
             Err(failure) => failure,
@@ -52,7 +49,7 @@ impl FetchState {
         &mut self,
         before: Option<FailedLossCheck>,
         failure: ClassifiedError,
-    ) -> Result<FailedLossCheck, StreamError> {
+    ) -> Result<FailedLossCheck, Interrupt> {
         match failure.action {
             RetryAction::SlowDown => self.pace.throttled(),
             _ => self.pace.failed(),
@@ -69,7 +66,7 @@ impl FetchState {
             None => FailedLossCheck { streak: FailureStreak::default(), error: failure.error },
         };
         if unjudged.streak.lasts() {
-            return Err(StreamError::last(self.unjudged(unjudged.error)));
+            return Err(Interrupt::Failed(self.unjudged(unjudged.error)));
         }
         self.state.failed += 1;
         self.telemetry.emit(retry);
@@ -94,7 +91,7 @@ impl FetchState {
 
     /// Handles a sequence number that Kinesis rejects. A single rejection proves nothing: the
     /// oldest kept record shows whether the position has left retention.
-    pub(super) fn trimmed(&mut self, error: Error) -> Result<(), StreamError> {
+    pub(super) fn trimmed(&mut self, error: Error) -> Result<(), Interrupt> {
         if self.position.number().is_none() || self.begins_before() {
             // The call named no sequence number, or one before the position.
             self.state.retention.approached = None;
@@ -114,25 +111,30 @@ impl FetchState {
     /// Applies `on_trimmed` to a position that has left retention, and reports the loss.
     ///
     /// The position keeps its sequence number. If nothing was lost after all, no record up to it is
-    /// delivered twice.
-    pub(super) fn lose(&mut self, error: Error) -> Result<(), StreamError> {
+    /// delivered twice. A new placement must follow.
+    ///
+    /// # Errors
+    ///
+    /// [`Interrupt::Moved`] with [`OnTrimmed::Latest`], so that the position is stored at once.
+    pub(super) fn lose(&mut self, error: Error) -> Result<(), Interrupt> {
         let now = self.server_time_at(Instant::now());
         let (start, checkpoint) = match self.on_trimmed {
-            OnTrimmed::Fail => return Err(StreamError::last(error)),
+            OnTrimmed::Fail => return Err(Interrupt::Failed(error)),
             OnTrimmed::TrimHorizon => (PlacementStart::Horizon, Checkpoint::TrimHorizon),
             OnTrimmed::Latest => (PlacementStart::Time(now), Checkpoint::AtTimestamp(now)),
         };
         let after = self.position.number().cloned();
-        if self.on_trimmed == OnTrimmed::Latest {
+        let is_moved = self.on_trimmed == OnTrimmed::Latest;
+        if is_moved {
             // A restart must also read the records that arrive from now on.
             self.move_to(Position::CaughtUp { after: after.clone(), until: now });
-            self.state.trimmed_position = Some((after.clone(), now));
         }
         let retention = &mut self.state.retention;
         (retention.start, retention.read_until) = (start, Some(now));
-        retention.verified = None;
-        self.report_gap(after, checkpoint);
-        Ok(())
+        // The calls that the judgement needed have succeeded.
+        (retention.verified, retention.unjudged) = (None, None);
+        self.report_gap(after.clone(), checkpoint);
+        if is_moved { Err(Interrupt::Moved { after, until: now }) } else { Ok(()) }
     }
 
     pub(super) fn position_trimmed_error(&self, until: SystemTime) -> Error {

@@ -88,7 +88,8 @@ pub(crate) struct Reservation {
 }
 
 impl MemoryBudget {
-    /// Creates a budget of `bytes` bytes, which counts payloads and partition keys.
+    /// Creates a budget of `bytes` bytes. A response counts with its length and the index of its
+    /// records, until the last of its records is dropped.
     ///
     /// With less free memory, a shard reads fewer records at a time. A budget of 0 bytes is refused
     /// by [`build`](crate::ConsumerBuilder::build).

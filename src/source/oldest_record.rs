@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use super::fetch_state::{FetchState, StreamError};
+use super::fetch_state::{FetchState, Interrupt};
 use super::retention::{Beginning, PlacementStart, Retention};
 use super::unproven_end::{BEHIND_FOR, BEHIND_RESPONSES};
 use super::{OnTrimmed, Position};
@@ -106,7 +106,7 @@ impl FetchState {
         number: SequenceNumber,
         oldest: Option<SequenceNumber>,
         arrived: Option<SystemTime>,
-    ) -> Result<Beginning, StreamError> {
+    ) -> Result<Beginning, Interrupt> {
         let is_empty = oldest.is_none();
         let is_kept = oldest.is_some_and(|oldest| oldest <= number);
         // A caller may name the sequence number at which the shard starts, which need not be that

@@ -19,9 +19,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::demand::Demand;
+use super::fan_out::SubscriptionSlot;
 use super::fetch_limit::FetchLimit;
 use super::fetch_state::{
-    FetchState, FetchedResponse, MeasuredRecords, StreamError, Unpacked, children,
+    FetchState, FetchedResponse, Interrupt, MeasuredRecords, Unpacked, children,
 };
 use super::get_records::{MAX_RESPONSE_BYTES, RecordsFailure, RecordsRequest, RecordsResponse};
 use super::memory_budget::ShardBudget;
@@ -79,7 +80,7 @@ impl PollingFetcher {
     /// Returns the source. It makes no call until it is polled.
     pub(super) fn into_source(self) -> Source {
         let demand = self.demand.clone();
-        Source { batches: batches(self), demand, drop_subscription: None }
+        Source { batches: batches(self), demand, subscription: SubscriptionSlot::default() }
     }
 
     /// Returns the record limit of the next call. If the option is 1 and the iterator is placed at
@@ -100,7 +101,7 @@ impl PollingFetcher {
     }
 
     /// Creates an iterator at the position. Returns `None` if the call failed and is to be retried.
-    async fn place(&mut self) -> Result<Option<ShardIterator>, StreamError> {
+    async fn place(&mut self) -> Result<Option<ShardIterator>, Interrupt> {
         let (kinesis, shard) = (&self.fetch_state.kinesis, self.fetch_state.shard_id());
         let failure = match kinesis.shard_iterator(shard, &self.fetch_state.begin()).await {
             Ok((Some(text), date)) => {
@@ -116,7 +117,11 @@ impl PollingFetcher {
         Ok(None)
     }
 
-    async fn read(&mut self, read: RecordsResponse, asked: Instant) -> Result<(), StreamError> {
+    async fn read(
+        &mut self,
+        read: RecordsResponse,
+        asked: Instant,
+    ) -> Result<Option<FetchedResponse>, Interrupt> {
         let RecordsResponse { response, space, needed, limit } = read;
         let bytes = response.bytes();
         let Response { buffer, records, next_shard_iterator, .. } = response;
@@ -132,7 +137,7 @@ impl PollingFetcher {
         self.fetch_state.pace.read(bytes);
         if lacks_records {
             self.fetch_state.pace.failed();
-            return self.fetch_state.lacks_records();
+            return self.fetch_state.lacks_records().map(|()| None);
         }
         let children = children(self.fetch_state.shard_id(), &response.child_shards);
         self.iterator = next_shard_iterator.filter(|text| !text.is_empty()).map(ShardIterator::new);
@@ -141,19 +146,20 @@ impl PollingFetcher {
         let first = FirstRecord::of(&records, &buffer);
         let is_tip = lag.is_some_and(|lag| lag <= 0);
         let is_end = is_last && children.is_some();
-        let beginning = self.fetch_state.judge_beginning(first, is_tip || is_end).await?;
-        match beginning {
-            Beginning::Sound | Beginning::Undecided => {}
-            Beginning::Replaced => {
+        let judged = self.fetch_state.judge_beginning(first, is_tip || is_end).await;
+        let beginning = match judged {
+            Ok(beginning @ (Beginning::Sound | Beginning::Undecided)) => beginning,
+            Ok(Beginning::Replaced) | Err(Interrupt::Moved { .. }) => {
                 self.iterator = None;
                 self.fetch_state.pace.answered(true);
-                return Ok(());
+                return judged.map(|_replaced| None);
             }
-            Beginning::Postponed => {
+            Ok(Beginning::Postponed) => {
                 self.iterator = None;
-                return Ok(());
+                return Ok(None);
             }
-        }
+            Err(interrupt) => return Err(interrupt),
+        };
         let Unpacked { batch, has_invalid_number } = self.fetch_state.unpack(
             MeasuredRecords { records, buffer: space.hold(buffer), bytes, lag },
             self.placed,
@@ -178,8 +184,8 @@ impl PollingFetcher {
         }
         if has_invalid_number {
             self.iterator = None;
-            self.fetch_state.answered(FetchedResponse { batch, passed: None, end: None });
-            return self.fetch_state.doubt(INVALID_NUMBER, is_empty);
+            let doubt = self.fetch_state.doubt(INVALID_NUMBER, is_empty);
+            return FetchedResponse::doubtful(batch, doubt).map(Some);
         }
         let open_end = OpenEnd { is_empty, has_records, lag };
         let mut end = children.filter(|_| is_last);
@@ -190,13 +196,13 @@ impl PollingFetcher {
             end = self.fetch_state.proven_end(&open_end).await?;
             if end.is_some() {
                 if !self.fetch_state.judge_end(beginning).await? {
-                    return Ok(());
+                    return Ok(None);
                 }
                 self.fetch_state.telemetry.succeeded();
             }
         } else {
-            self.fetch_state.answered(FetchedResponse { batch, passed: None, end: None });
-            return self.fetch_state.proven_end(&open_end).await.map(drop);
+            let doubt = self.fetch_state.proven_end(&open_end).await.map(drop);
+            return FetchedResponse::doubtful(batch, doubt).map(Some);
         }
         let passed = match beginning {
             Beginning::Sound if is_empty && is_tip && !behind && end.is_none() && !is_open_end => {
@@ -204,8 +210,7 @@ impl PollingFetcher {
             }
             _ => None,
         };
-        self.fetch_state.answered(FetchedResponse { batch, passed, end });
-        Ok(())
+        Ok(Some(FetchedResponse { error: None, batch, passed, end }))
     }
 }
 
@@ -214,23 +219,23 @@ impl ShardFetcher for PollingFetcher {
         &mut self.fetch_state
     }
 
-    async fn fetch_once(&mut self) -> Result<(), StreamError> {
+    async fn fetch_once(&mut self) -> Result<Option<FetchedResponse>, Interrupt> {
         self.fetch_state.pace.ready().await;
         let mut token = match self.iterator.take().filter(ShardIterator::is_young) {
             Some(fresh) => fresh,
             None => match self.place().await? {
                 Some(fresh) => fresh,
-                None => return Ok(()),
+                None => return Ok(None),
             },
         };
         // Only a response takes memory, so iterators are requested without waiting for memory.
         let space = self.memory.grant(&self.demand, self.fetch_limit.needed()).await;
         if !token.is_young() {
-            return Ok(());
+            return Ok(None);
         }
         if self.may_be_overtaken(&token) {
             self.replaced_at = Some(self.fetch_state.position.clone());
-            let Some(fresh) = self.place().await? else { return Ok(()) };
+            let Some(fresh) = self.place().await? else { return Ok(None) };
             token = fresh;
         }
         if space.taken() < self.fetch_limit.needed() {
@@ -267,9 +272,9 @@ impl ShardFetcher for PollingFetcher {
         self.fetch_state.pace.read(length.min(MAX_RESPONSE_BYTES));
         if was_rejected && failure.error.kind() != ErrorKind::Panicked {
             self.fetch_state.pace.answered(true);
-            return Ok(());
+            return Ok(None);
         }
-        self.fetch_state.recover(failure).await
+        self.fetch_state.recover(failure).await.map(|()| None)
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 use super::batch::Batch;
-use super::fetch_state::{FetchState, QuietProgress, StreamError};
+use super::fetch_state::{FetchState, Interrupt, QuietProgress};
 use super::kinesis::{MAX_CLOCK_SKEW, server_time};
 use super::loss::FailedLossCheck;
 use super::oldest_record::{Probe, Verified};
@@ -199,7 +199,7 @@ impl FetchState {
         &mut self,
         first: Option<FirstRecord>,
         is_tip: bool,
-    ) -> Result<Beginning, StreamError> {
+    ) -> Result<Beginning, Interrupt> {
         if self.state.retention.is_sound {
             return Ok(Beginning::Sound);
         }
@@ -215,7 +215,7 @@ impl FetchState {
         &mut self,
         first: Option<FirstRecord>,
         is_tip: bool,
-    ) -> Result<Beginning, StreamError> {
+    ) -> Result<Beginning, Interrupt> {
         let Some(number) = self.position.number().cloned() else {
             return self.judge_time(first).await;
         };
@@ -258,7 +258,7 @@ impl FetchState {
     /// Judges a placement by a response without records that is behind the tip. If every record
     /// that arrived since the position is kept, nothing was lost. With `OnTrimmed::Latest`, an
     /// earlier decision may leave records out; only the first record shows that.
-    async fn judge_approach(&mut self) -> Result<Beginning, StreamError> {
+    async fn judge_approach(&mut self) -> Result<Beginning, Interrupt> {
         let Retention { probe, needs_record, start, .. } = &self.state.retention;
         if probe.is_some() || *needs_record {
             return Ok(Beginning::Undecided);
@@ -283,7 +283,7 @@ impl FetchState {
 
     /// Judges a placement without a sequence number. `first` is the oldest kept record after it, if
     /// there is one.
-    async fn judge_time(&mut self, first: Option<FirstRecord>) -> Result<Beginning, StreamError> {
+    async fn judge_time(&mut self, first: Option<FirstRecord>) -> Result<Beginning, Interrupt> {
         if let Some(until) = self.read_until() {
             let oldest = first.and_then(|first| first.arrival);
             match self.is_kept_since(until, oldest).await {
@@ -322,7 +322,7 @@ impl FetchState {
 
     /// Judges the end of a shard. Returns true if nothing was lost before it; otherwise a new
     /// placement follows.
-    pub(super) async fn judge_end(&mut self, beginning: Beginning) -> Result<bool, StreamError> {
+    pub(super) async fn judge_end(&mut self, beginning: Beginning) -> Result<bool, Interrupt> {
         let beginning = match beginning {
             Beginning::Undecided => self.judge_beginning(None, true).await?,
             decided => decided,
@@ -330,10 +330,7 @@ impl FetchState {
         Ok(beginning == Beginning::Sound)
     }
 
-    pub(super) fn judge_later(
-        &mut self,
-        failure: ClassifiedError,
-    ) -> Result<Beginning, StreamError> {
+    pub(super) fn judge_later(&mut self, failure: ClassifiedError) -> Result<Beginning, Interrupt> {
         self.recover_judgement(failure)?;
         Ok(Beginning::Postponed)
     }

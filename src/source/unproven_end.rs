@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::absent_listings::AbsentListings;
 use super::failure_streak::{FailureStreak, GIVE_UP_AFTER};
-use super::fetch_state::{FetchState, StreamError};
+use super::fetch_state::{FetchState, Interrupt};
 use super::{KnownShard, OnTrimmed};
 use crate::checkpoint::Checkpoint;
 use crate::error::{ClassifiedError, Error, ErrorKind, RetryAction};
@@ -104,7 +104,7 @@ impl FetchState {
     ///
     /// The error ends the source, so that the lease is released. If the response holds new records,
     /// the source continues instead, and the caller receives the error once.
-    pub(super) fn doubt(&mut self, what: &str, is_empty: bool) -> Result<(), StreamError> {
+    pub(super) fn doubt(&mut self, what: &str, is_empty: bool) -> Result<(), Interrupt> {
         let doubt = self.state.doubt.get_or_insert_default();
         let lasts = doubt.responses.lasts();
         let attempt = doubt.responses.failures();
@@ -113,7 +113,7 @@ impl FetchState {
         doubt.is_reported |= is_due;
         let error = self.error(ErrorKind::Rejected, what);
         if is_due {
-            return Err(StreamError { error, is_last: is_empty });
+            return Err(if is_empty { Interrupt::Failed(error) } else { Interrupt::Error(error) });
         }
         let shard_id = Some(self.shard_id().clone());
         self.telemetry.emit(Event::retried(shard_id, &error, attempt));
@@ -122,7 +122,7 @@ impl FetchState {
 
     /// Notes a response without the member `Records`, not even an empty one. Records may be
     /// missing, whatever else the response holds.
-    pub(super) fn lacks_records(&mut self) -> Result<(), StreamError> {
+    pub(super) fn lacks_records(&mut self) -> Result<(), Interrupt> {
         let outcome = self.doubt(LACKS_RECORDS, true);
         if let Some(doubt) = &mut self.state.doubt {
             doubt.open_end = false;
@@ -138,7 +138,7 @@ impl FetchState {
     pub(super) async fn proven_end(
         &mut self,
         end: &OpenEnd,
-    ) -> Result<Option<Vec<KnownShard>>, StreamError> {
+    ) -> Result<Option<Vec<KnownShard>>, Interrupt> {
         let repeats_since = self.state.doubt.as_ref().filter(|doubt| {
             let repeats = match end.lag {
                 Some(..=0) => true,
@@ -180,19 +180,19 @@ impl FetchState {
 
     /// Handles a failed listing that could have proved the end. Ends the source if such failures
     /// last for [`GIVE_UP_AFTER`]: the successful responses between them reset the other limits.
-    async fn recover_listing(&mut self, failure: ClassifiedError) -> Result<(), StreamError> {
+    async fn recover_listing(&mut self, failure: ClassifiedError) -> Result<(), Interrupt> {
         if failure.action.lasts()
             && let Some(doubt) = &mut self.state.doubt
             && doubt.unlisted.lasts()
         {
-            return Err(StreamError::last(self.locate_error(failure.error)));
+            return Err(Interrupt::Failed(self.locate_error(failure.error)));
         }
         self.recover(failure).await
     }
 
     /// Handles a call that did not find the shard, or a resource named with it. The call is retried
     /// until listings confirm that the shard is gone.
-    pub(super) async fn not_found(&mut self, error: Error) -> Result<(), StreamError> {
+    pub(super) async fn not_found(&mut self, error: Error) -> Result<(), Interrupt> {
         self.state.not_found.note();
         if self.state.not_found.age() >= GONE_AFTER {
             // Each listing counts once.
@@ -216,7 +216,7 @@ impl FetchState {
                     }
                 }
                 Err(failure) if failure.action == RetryAction::Gone => {
-                    return Err(StreamError::last(error));
+                    return Err(Interrupt::Failed(error));
                 }
                 Err(failure) => self.note_panic(&failure.error),
             }
@@ -228,7 +228,7 @@ impl FetchState {
             None => (self.is_reported(&error), GIVE_UP_AFTER),
         };
         if is_known || self.state.not_found.has_lasted(reported_after) {
-            return Err(StreamError::last(error));
+            return Err(Interrupt::Failed(error));
         }
         self.emit_retry(&error);
         Ok(())
@@ -236,17 +236,16 @@ impl FetchState {
 
     /// Handles a shard that left retention as a whole while it was read. Fails with
     /// [`OnTrimmed::Fail`]; otherwise reports the gap, and its children follow.
-    fn left_retention(&mut self, children: Vec<KnownShard>) -> Result<(), StreamError> {
+    fn left_retention(&self, children: Vec<KnownShard>) -> Result<(), Interrupt> {
         if self.on_trimmed == OnTrimmed::Fail {
-            return Err(StreamError::last(self.error(
+            return Err(Interrupt::Failed(self.error(
                 ErrorKind::Trimmed,
                 "the shard left the stream's retention while it was read, and records may be lost; \
                  set on_trimmed to continue with its children",
             )));
         }
         self.report_gap(self.position.number().cloned(), Checkpoint::ShardEnd);
-        self.state.ended = Some(children);
-        Ok(())
+        Err(Interrupt::Ended(children))
     }
 
     pub(super) fn error(&self, kind: ErrorKind, message: &str) -> Error {

@@ -22,7 +22,7 @@
 //! | foreign, before any CBOR answer         | repeat by JSON; `Json` if that succeeds           |
 //! | foreign, not 5xx, after a CBOR answer   | repeat by JSON; `Json` if that succeeds           |
 //! | foreign 5xx after a CBOR answer         | a failure to retry; see below                     |
-//! | none: timeout, lost connection          | a failure to retry                                |
+//! | none: timeout, lost connection, panic   | a failure to retry                                |
 //!
 //! A front end answers 5xx in a format of its own, so that such an answer says nothing about the
 //! server behind it. A server may nevertheless be replaced by one without CBOR. From the fourth

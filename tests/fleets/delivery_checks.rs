@@ -49,15 +49,17 @@ impl CheckedStream {
         table.expect("the memory store never waits").expect("the memory store never fails")
     }
 
-    fn check(&mut self, record: &Record) -> Place {
+    /// Checks a record. Returns `None` if it is not a record of the stream.
+    fn check(&mut self, record: &Record) -> Option<Place> {
         self.events.lock().process_events();
         let table = self.stored_table();
-        let place = self.truth.lock().check_delivery(self.ordinal, self.ordering, record, &table);
+        let place =
+            self.truth.lock().check_delivery(self.ordinal, self.ordering, record, &table)?;
         self.events.lock().check_record(place.shard, place.epoch);
         if self.mode == CheckpointOn::Pull {
             self.merged.hold(place);
         }
-        place
+        Some(place)
     }
 }
 
@@ -66,11 +68,14 @@ impl Stream for CheckedStream {
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        let next = ready!(this.merged.poll_next_unpin(context));
-        let mut check = |record| {
-            let place = this.check(&record);
-            (record, place)
-        };
-        Poll::Ready(next.map(|next| next.map(&mut check)))
+        Poll::Ready(match ready!(this.merged.poll_next_unpin(context)) {
+            Some(Ok(record)) => match this.check(&record) {
+                Some(place) => Some(Ok((record, place))),
+                // The promise that is broken ends the run.
+                None => return Poll::Pending,
+            },
+            Some(Err(error)) => Some(Err(error)),
+            None => None,
+        })
     }
 }

@@ -15,12 +15,15 @@ use futures::StreamExt;
 use kinestream::store::Scope;
 use kinestream::store::lease::LeaseStore;
 use kinestream::testing::{Kinesis, Outcome, Shard, WallClock};
-use kinestream::{CheckpointOn, Consumer, MemoryStore, ShardPosition, StartingPosition};
+use kinestream::{
+    CheckpointOn, Consumer, MemoryStore, ShardPosition, StartingPosition, WireFormat,
+};
 use tokio::time::sleep;
 
 use crate::crashing_store::{CrashingStore, CrashingWorker};
 use crate::seeds::{SeedResult, pick};
 use crate::truth::Promise;
+use crate::wire::Wire;
 use crate::world::BEGINNING;
 
 /// Mixed with the seed for the generator of this scenario.
@@ -39,6 +42,7 @@ struct Latest {
     is_throttled: Arc<AtomicBool>,
     /// `Latest` is the position of this shard only, not of all shards.
     is_named: bool,
+    wire_format: WireFormat,
     stored: MemoryStore,
     workers: Vec<CrashingWorker>,
     /// For each record, whether the application had started when the record was put.
@@ -73,6 +77,8 @@ impl Latest {
         let mut rng = Rng::with_seed(seed ^ LATEST);
         fastrand::seed(rng.u64(..));
         let kinesis = Kinesis::at(UNIX_EPOCH + BEGINNING);
+        let wire = Wire::new(seed ^ LATEST);
+        kinesis.set_cbor(wire.support);
         let shard = kinesis.create_stream("orders", 1).shard(0);
         let is_throttled = Arc::new(AtomicBool::new(rng.u8(..4) > 0));
         kinesis.on_call({
@@ -88,6 +94,7 @@ impl Latest {
             kinesis,
             shard,
             is_throttled,
+            wire_format: wire.format,
             stored: MemoryStore::at(UNIX_EPOCH + BEGINNING),
             workers: Vec::new(),
             puts: Vec::new(),
@@ -134,6 +141,7 @@ impl Latest {
             .checkpoint_on(CheckpointOn::Ack)
             .discovery_interval(Duration::from_secs(5))
             .lease_duration(Duration::from_secs(6))
+            .wire_format(self.wire_format)
             .worker_id(format!("w{}", self.trace.len()))
             .wall_clock(&WallClock::at(self.kinesis.now()))
             .store(store.clone());

@@ -56,6 +56,8 @@ mod store;
 #[path = "../support/trace.rs"]
 mod trace;
 mod truth;
+#[path = "../support/wire.rs"]
+mod wire;
 mod worker;
 mod world;
 

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use fastrand::Rng;
-use kinestream::{CheckpointOn, ConsumerBuilder, ShardOrdering, StartingPosition};
+use kinestream::testing::CborSupport;
+use kinestream::{CheckpointOn, ConsumerBuilder, ShardOrdering, StartingPosition, WireFormat};
 
 use crate::seeds::pick;
 
@@ -31,6 +32,7 @@ pub(crate) struct Plan {
     pub(crate) lease_duration: Duration,
     pub(crate) handoff_timeout: Duration,
     pub(crate) poll_timeout: Option<Duration>,
+    pub(crate) wire_format: WireFormat,
     /// The maximum time that the caller works on a record, in milliseconds.
     pub(crate) work: u64,
 }
@@ -50,6 +52,9 @@ pub(crate) struct Scene {
     /// True if the end of a shard names the child shards.
     pub(crate) child_shards: bool,
     pub(crate) latency: Duration,
+    pub(crate) wire_format: WireFormat,
+    /// The CBOR of the server at the beginning.
+    pub(crate) cbor: CborSupport,
     pub(crate) steps: usize,
     /// The percentages of steps in which calls to Kinesis, connections and the store fail.
     pub(crate) faults: u8,
@@ -81,6 +86,8 @@ impl Scene {
             fan_out: rng.u8(..4) == 0,
             child_shards: rng.u8(..4) != 0,
             latency: Duration::from_millis(pick(rng, &[0, 0, 5, 80])),
+            wire_format: WireFormat::Auto,
+            cbor: CborSupport::Amazon,
             steps: rng.usize(5..50),
             faults: pick(rng, &[0, 0, 5, 15]),
             link_faults: pick(rng, &[0, 15, 30, 45]),
@@ -108,6 +115,7 @@ impl Scene {
             lease_duration: self.lease_duration.unwrap_or_else(|| lease_duration(rng)),
             handoff_timeout: milliseconds(pick(rng, &[0, 1000, 5000, 30_000])),
             poll_timeout: (rng.u8(..4) == 0).then(|| milliseconds(rng.u64(1000..10_000))),
+            wire_format: self.wire_format,
             work: pick(rng, &[1, 1, 200, 3000, 40_000]),
         }
     }
@@ -130,6 +138,7 @@ impl Plan {
             .max_in_flight(self.max_in_flight)
             .max_unflushed(self.max_unflushed)
             .prefetch(self.prefetch)
+            .wire_format(self.wire_format)
             .discovery_interval(self.discovery_interval)
             .lease_duration(self.lease_duration)
             .handoff_timeout(self.handoff_timeout)

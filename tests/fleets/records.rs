@@ -18,11 +18,21 @@
 
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use kinestream::store::lease::LeaseTable;
 use kinestream::{Record, ShardOrdering};
 
-use crate::truth::{EpochDeliveries, Facts, Place, Promise};
+use crate::truth::{EpochDeliveries, Facts, Place, Promise, index_of};
+
+/// The payload of each record, and the partition key that [`kinestream::testing::Shard::put`] sets.
+pub(crate) const PAYLOAD: &str = "one";
+const PARTITION_KEY: &str = "key";
+
+/// Returns the time as Kinesis has it.
+fn millis(time: SystemTime) -> u128 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()
+}
 
 impl Facts {
     /// Checks a delivered record against the promises.
@@ -32,8 +42,8 @@ impl Facts {
         ordering: ShardOrdering,
         record: &Record,
         table: &LeaseTable,
-    ) -> Place {
-        let (shard, place) = self.places[record.sequence_number()];
+    ) -> Option<Place> {
+        let (shard, place) = self.place_of(record)?;
         let epoch = record.epoch();
         let name = self.workers[worker].name.clone();
         self.log(format_args!("{name} delivers shard {shard} record {place} in epoch {epoch}"));
@@ -79,7 +89,35 @@ impl Facts {
                 self.check_first(shard, place, epoch, ordering);
             }
         }
-        Place { shard, number: place, epoch }
+        Some(Place { shard, number: place, epoch })
+    }
+
+    /// Returns the place of a record that is delivered as it was put. A record that is altered
+    /// breaks a promise.
+    fn place_of(&mut self, record: &Record) -> Option<(usize, usize)> {
+        let place = self.places.get(record.sequence_number()).copied();
+        let is_unaltered = place.is_some_and(|(shard, place)| {
+            index_of(record.shard_id()) == shard
+                && record.data() == PAYLOAD.as_bytes()
+                && record.partition_key() == Some(PARTITION_KEY)
+                && record.approximate_arrival().map(millis)
+                    == Some(millis(self.shards[shard].arrivals[place]))
+        });
+        if is_unaltered {
+            return place;
+        }
+        self.breaks(
+            Promise::NothingIsAltered,
+            format_args!(
+                "{} delivers record {} ({place:?}) with payload {:?}, key {:?} and arrival {:?}",
+                record.shard_id(),
+                record.sequence_number(),
+                record.data(),
+                record.partition_key(),
+                record.approximate_arrival()
+            ),
+        );
+        None
     }
 
     fn check_right_to_deliver(

@@ -16,7 +16,7 @@ use kinestream::store::lease::LeaseStore;
 use kinestream::testing::{Kinesis, Stream, WallClock};
 use kinestream::{
     Checkpoint, CheckpointStore, Consumer, ErrorKind, MemoryStore, SequenceNumber, ShardId,
-    StartingPosition,
+    StartingPosition, WireFormat,
 };
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -24,6 +24,7 @@ use tokio::time::sleep;
 use crate::crashing_store::CrashingStore;
 use crate::seeds::{SeedResult, pick};
 use crate::truth::Promise;
+use crate::wire::Wire;
 use crate::world::BEGINNING;
 
 /// Mixed with the seed for the generator of this scenario.
@@ -70,6 +71,7 @@ struct Regions {
     rng: Rng,
     before: Before,
     streams: [Region; 2],
+    wire_format: WireFormat,
     stored: MemoryStore,
     workers: Vec<RegionWorker>,
     /// The records that are finished under the name.
@@ -98,8 +100,10 @@ impl Regions {
         fastrand::seed(rng.u64(..));
         let before =
             pick(&mut rng, &[Before::Nothing, Before::Times, Before::Leases, Before::Leases]);
+        let wire = Wire::new(seed ^ REGIONS);
         let mut region = |is_later: bool| {
             let kinesis = Kinesis::at(UNIX_EPOCH + BEGINNING);
+            kinesis.set_cbor(wire.support);
             if is_later {
                 kinesis.create_stream("orders", 1).put("key", "of an earlier stream");
                 kinesis.delete_stream("orders");
@@ -111,6 +115,7 @@ impl Regions {
         Self {
             before,
             streams: regions,
+            wire_format: wire.format,
             stored: MemoryStore::at(UNIX_EPOCH + BEGINNING),
             workers: Vec::new(),
             finished: BTreeSet::new(),
@@ -211,6 +216,7 @@ impl Regions {
         let consumer = Consumer::builder(kinesis.client(), stream)
             .starting_position(StartingPosition::TrimHorizon)
             .checkpoint_interval(Duration::from_millis(100))
+            .wire_format(self.wire_format)
             .discovery_interval(Duration::from_secs(5))
             .worker_id(format!("w{}", self.trace.len()))
             .wall_clock(&WallClock::at(kinesis.now()))

@@ -13,12 +13,14 @@ use futures::StreamExt;
 use kinestream::testing::{Kinesis, Shard, WallClock};
 use kinestream::{
     CheckpointOn, Consumer, ConsumerBuilder, MemoryStore, ShardPosition, StartingPosition,
+    WireFormat,
 };
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::crashing_store::{CrashingStore, CrashingWorker};
 use crate::seeds::{SeedResult, pick};
 use crate::truth::Promise;
+use crate::wire::Wire;
 use crate::world::BEGINNING;
 
 /// Mixed with the seed for the generator of this scenario.
@@ -26,16 +28,20 @@ const STARTS: u64 = 0x5741_5254;
 
 const MAX_WORKERS: usize = 3;
 
+/// The numbers of records.
+type Seen = Arc<Mutex<BTreeSet<usize>>>;
+
 struct Starts {
     rng: Rng,
     kinesis: Kinesis,
     child: Shard,
+    wire_format: WireFormat,
     stored: MemoryStore,
     workers: Vec<CrashingWorker>,
     /// The time of each put into the child.
     puts: Vec<Instant>,
     /// The numbers of the records that the last worker has read.
-    seen: Arc<Mutex<BTreeSet<usize>>>,
+    seen: Seen,
     trace: Vec<String>,
 }
 
@@ -64,11 +70,15 @@ impl Starts {
         let mut rng = Rng::with_seed(seed ^ STARTS);
         fastrand::seed(rng.u64(..));
         let kinesis = Kinesis::at(UNIX_EPOCH + BEGINNING);
+        let Wire { support, format: wire_format, .. } = Wire::new(seed ^ STARTS);
+        kinesis.set_cbor(support);
         let parent = kinesis.create_stream("orders", 1).shard(0);
         parent.put("parent");
         let stored = MemoryStore::at(UNIX_EPOCH + BEGINNING);
-        let consumer =
-            builder(&kinesis).store(stored.clone()).build().expect("the options are valid");
+        let consumer = builder(&kinesis, wire_format)
+            .store(stored.clone())
+            .build()
+            .expect("the options are valid");
         let mut records = consumer.records();
         let held = records.next().await.expect("the stream is open").expect("no call fails");
         let [child, _] = parent.split();
@@ -82,7 +92,8 @@ impl Starts {
         consumer.close().await.expect("the store does not fail");
         let trace = vec![format!("the child was read: {acknowledges}")];
         let (workers, puts) = (Vec::new(), Vec::new());
-        Self { rng, kinesis, child, stored, workers, puts, seen: Arc::default(), trace }
+        let new = Seen::default();
+        Self { rng, kinesis, child, wire_format, stored, workers, puts, seen: new, trace }
     }
 
     fn step(&mut self) {
@@ -112,7 +123,7 @@ impl Starts {
     fn start(&mut self, calls: Option<u32>, is_last: bool) {
         let store = CrashingStore::new(self.stored.clone(), calls, self.rng.u64(..));
         let interval = pick(&mut self.rng, &[100, 1000, 5000]);
-        let consumer = builder(&self.kinesis)
+        let consumer = builder(&self.kinesis, self.wire_format)
             .starting_position_for(self.child.id(), ShardPosition::Latest)
             .checkpoint_interval(Duration::from_millis(interval))
             .worker_id(format!("w{}", self.trace.len()))
@@ -175,9 +186,10 @@ impl Starts {
     }
 }
 
-fn builder(kinesis: &Kinesis) -> ConsumerBuilder {
+fn builder(kinesis: &Kinesis, wire_format: WireFormat) -> ConsumerBuilder {
     Consumer::builder(kinesis.client(), "orders")
         .wall_clock(&WallClock::at(kinesis.now()))
+        .wire_format(wire_format)
         .starting_position(StartingPosition::TrimHorizon)
         .checkpoint_on(CheckpointOn::Ack)
         .discovery_interval(Duration::from_secs(5))

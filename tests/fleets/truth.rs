@@ -19,6 +19,9 @@ pub(crate) enum Promise {
     NothingIsLost,
     /// The records of a shard are delivered in order as long as one worker has the lease.
     Order,
+    /// Each record is delivered with the payload, partition key and arrival time that it was put
+    /// with.
+    NothingIsAltered,
     /// A shard is delivered only after all its parents are finished, by any worker.
     ParentsFirst,
     /// No stored position is past an unfinished record.

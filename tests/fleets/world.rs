@@ -19,8 +19,10 @@ use crate::clocks::Clocks;
 use crate::damage::Damage;
 use crate::panics::Panics;
 use crate::plan::Scene;
+use crate::records::PAYLOAD;
 use crate::seeds::{SeedResult, pick};
 use crate::truth::{Promise, Truth, index_of};
+use crate::wire::Wire;
 use crate::worker::Worker;
 
 /// 2026-01-01. A fixed date makes runs independent of the current date.
@@ -58,6 +60,7 @@ pub(crate) struct World {
     pub(crate) panic_rng: Rng,
     /// Chooses whether Kinesis becomes unreachable.
     pub(crate) reachability_rng: Rng,
+    pub(crate) wire: Wire,
 }
 
 impl World {
@@ -68,12 +71,15 @@ impl World {
         let blocks = Blocks::default();
         // Seeds the generator that the crate itself uses.
         fastrand::seed(rng.u64(..));
-        let scene = Scene::new(&mut rng);
+        let mut scene = Scene::new(&mut rng);
+        let wire = Wire::new(seed);
+        (scene.wire_format, scene.cbor) = (wire.format, wire.support);
         let beginning = UNIX_EPOCH + BEGINNING;
         let kinesis = Kinesis::at(beginning);
         let orders = kinesis.create_stream("orders", scene.shards);
         kinesis.set_latency(scene.latency);
         kinesis.set_child_shards(scene.child_shards);
+        kinesis.set_cbor(scene.cbor);
         let faults = Faults::default();
         kinesis.on_call({
             let (faults, blocks) = (Arc::clone(&faults), blocks.clone());
@@ -112,6 +118,7 @@ impl World {
             panics,
             panic_rng,
             reachability_rng: Rng::with_seed(seed ^ crate::reachability::MIX),
+            wire,
         }
     }
 
@@ -124,6 +131,7 @@ impl World {
         }
         for _ in 0..self.scene.steps {
             self.step();
+            self.change_cbor();
             self.block_calls();
             self.disturb_clocks().await;
             self.damage_fields().await;
@@ -133,6 +141,13 @@ impl World {
             }
         }
         self.check_at_rest().await;
+    }
+
+    fn change_cbor(&mut self) {
+        if let Some(support) = self.wire.change() {
+            self.truth.log(format_args!("the server's CBOR: {support:?}"));
+            self.kinesis.set_cbor(support);
+        }
     }
 
     /// Lets a random time pass for a step.
@@ -225,7 +240,7 @@ impl World {
     }
 
     pub(crate) fn put_into(&mut self, shard: usize) {
-        let number = self.orders.shard(shard).put("one");
+        let number = self.orders.shard(shard).put(PAYLOAD);
         let mut facts = self.truth.lock();
         let place = facts.shards[shard].records.len();
         facts.log(format_args!("put: shard {shard} record {place}"));

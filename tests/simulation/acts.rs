@@ -37,6 +37,7 @@ use tokio::time::Instant;
 
 use crate::plan::Plan;
 use crate::truth::{Promise, Truth};
+use crate::wire::without_altering;
 use crate::world::BEGINNING;
 
 /// Mixed with the seed for the generator of an act.
@@ -158,11 +159,18 @@ impl Act {
         let kinesis = Kinesis::at(UNIX_EPOCH + BEGINNING);
         kinesis.set_latency(plan.latency);
         kinesis.set_child_shards(plan.child_shards);
+        kinesis.set_cbor(plan.cbor);
         let orders = kinesis.create_stream("orders", rng.usize(1..4));
         let store = MemoryStore::at(UNIX_EPOCH + BEGINNING);
         let (puts, recreated_at) = (Vec::new(), Instant::now());
         let later_rng = Rng::with_seed(seed ^ LATER_FEATURES);
         Self { rng, later_rng, plan, truth, kinesis, orders, store, puts, recreated_at }
+    }
+
+    /// Sets the retention period of the stream. Its server alters no values.
+    fn set_retention(&self, period: Duration) {
+        self.kinesis.set_retention(period);
+        self.kinesis.set_cbor(without_altering(self.plan.cbor));
     }
 
     /// Returns the time by which everything is read after the faults, new shards included.

@@ -3,7 +3,8 @@
 use crate::left_running::left_running;
 use crate::neighbour::Neighbour;
 use crate::reader::Reader;
-use crate::truth::{Promise, index_of};
+use crate::reads::used;
+use crate::truth::{Fact, Promise, index_of};
 use crate::world::World;
 
 /// The bytes that each shard may hold in addition to the budget.
@@ -60,7 +61,12 @@ impl World {
             }
             facts.log_at(
                 call.at,
-                format_args!("call: {}{shard}: {status}, {} records", call.operation, call.records),
+                format_args!(
+                    "call: {}{}{shard}: {status}, {} records",
+                    call.operation,
+                    if call.is_cbor { " by CBOR" } else { "" },
+                    call.records
+                ),
             );
         }
     }
@@ -72,6 +78,7 @@ impl World {
         }
         let mut facts = self.truth.lock();
         let calls = self.kinesis.calls_from(reader.first_call);
+        let calls = used(&calls);
         let mut buffered = reader.neighbour.as_ref().map_or(0, Neighbour::buffered);
         for (shard, known) in facts.shards.iter().enumerate() {
             let (mut first, mut fetched) = (None, None);
@@ -94,7 +101,7 @@ impl World {
             let (Some(first), Some(fetched)) = (first, fetched) else { continue };
             let taken = reader.next.get(&shard).copied();
             let taken = taken.or(known.base).or(known.start).unwrap_or(first);
-            let sizes = || known.records[taken.min(fetched)..fetched].iter().map(|fact| fact.size);
+            let sizes = || known.records[taken.min(fetched)..fetched].iter().map(Fact::size);
             // In addition to the budget, each shard holds its reserve, or the records of one fetch
             // of minimum size. A pushed event cannot be made smaller.
             let largest = sizes().max().unwrap_or(0);

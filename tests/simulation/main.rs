@@ -32,6 +32,7 @@ mod plan;
 #[path = "../support/raw_waker.rs"]
 mod raw_waker;
 mod reader;
+mod reads;
 mod retention;
 #[path = "../support/seeds.rs"]
 mod seeds;
@@ -39,6 +40,8 @@ mod store;
 #[path = "../support/trace.rs"]
 mod trace;
 mod truth;
+#[path = "../support/wire.rs"]
+mod wire;
 mod world;
 
 use std::ops::Range;

@@ -11,6 +11,8 @@ use kinestream::{
 use tokio::time::timeout;
 
 use crate::checks::RESERVE;
+use crate::plan::Plan;
+use crate::reads::used;
 use crate::truth::{Promise, Truth};
 
 const SHARDS: usize = 3;
@@ -33,8 +35,9 @@ pub(crate) struct Neighbour {
 }
 
 impl Neighbour {
-    pub(crate) async fn begin(memory_budget: &MemoryBudget, truth: &Truth) -> Self {
+    pub(crate) async fn begin(memory_budget: &MemoryBudget, truth: &Truth, plan: &Plan) -> Self {
         let kinesis = Kinesis::new();
+        kinesis.set_cbor(plan.cbor);
         let payments = kinesis.create_stream("payments", SHARDS);
         for shard in payments.shards() {
             for _ in 0..RECORDS {
@@ -44,6 +47,7 @@ impl Neighbour {
         let consumer = Consumer::builder(kinesis.client(), "payments")
             .starting_position(StartingPosition::TrimHorizon)
             .memory_budget(memory_budget)
+            .wire_format(plan.wire_format)
             .build()
             .expect("the options are valid");
         let streams = consumer.shards().filter_map(async |shard| without_panics(shard));
@@ -68,6 +72,7 @@ impl Neighbour {
     pub(crate) fn buffered(&self) -> usize {
         let of_shard = |id: ShardId| {
             let calls = self.kinesis.calls();
+            let calls = used(&calls);
             let read = calls.iter().filter(|call| {
                 call.operation == "GetRecords"
                     && call.status == Some(200)

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use fastrand::Rng;
-use kinestream::{CheckpointOn, ConsumerBuilder, OnTrimmed, ShardOrdering, StartingPosition};
+use kinestream::testing::CborSupport;
+use kinestream::{
+    CheckpointOn, ConsumerBuilder, OnTrimmed, ShardOrdering, StartingPosition, WireFormat,
+};
 
 use crate::seeds::pick;
 
@@ -56,6 +59,9 @@ pub(crate) struct Plan {
     pub(crate) on_trimmed: OnTrimmed,
     /// True if Kinesis may return well-formed but wrong responses.
     pub(crate) distorted: bool,
+    pub(crate) wire_format: WireFormat,
+    /// The CBOR of the server at the beginning.
+    pub(crate) cbor: CborSupport,
     /// The percentage of steps in which calls to Kinesis fail, and in which the store fails.
     pub(crate) faults: u8,
     pub(crate) store_faults: u8,
@@ -109,6 +115,8 @@ impl Plan {
             packs: !large && rng.u8(..3) == 0,
             on_trimmed: OnTrimmed::Fail,
             distorted: false,
+            wire_format: WireFormat::Auto,
+            cbor: CborSupport::Amazon,
             steps: rng.usize(5..50),
             faults: pick(rng, &[0, 5, 15, 30]),
             store_faults: pick(rng, &[0, 0, 5, 15]),
@@ -158,6 +166,7 @@ impl Plan {
             .max_in_flight_bytes(self.max_in_flight_bytes)
             .max_unflushed(self.max_unflushed)
             .prefetch(self.prefetch)
+            .wire_format(self.wire_format)
             .discovery_interval(self.discovery_interval)
     }
 }

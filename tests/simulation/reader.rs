@@ -7,8 +7,8 @@ use fastrand::Rng;
 use futures::{FutureExt, StreamExt};
 use kinestream::testing::Kinesis;
 use kinestream::{
-    CheckpointOn, Consumer, Error, ErrorKind, Event, Events, MemoryBudget, Record, ShardOrdering,
-    Task,
+    CheckpointOn, Consumer, Error, ErrorKind, Event, Events, FallbackReason, MemoryBudget, Record,
+    ShardOrdering, Task, WireFormat,
 };
 use tokio::time::{Instant, timeout};
 
@@ -18,8 +18,9 @@ use crate::merged::Merged;
 use crate::neighbour::Neighbour;
 use crate::panics::{Panics, Part};
 use crate::plan::Plan;
+use crate::reads::used;
 use crate::store::SimulatedStore;
-use crate::truth::{Facts, Place, Promise, Truth, index_of};
+use crate::truth::{Fact, Facts, Place, Promise, Truth, index_of};
 use crate::world::STORE_RECOVERY;
 
 /// The parts for which each panic is reported as an event.
@@ -36,6 +37,7 @@ fn size(record: &Record) -> usize {
 /// Slightly less than the minute after which a shard that is not found is reported.
 const UNREAD: Duration = Duration::from_secs(55);
 
+#[allow(clippy::struct_excessive_bools, reason = "the flags are independent")]
 pub(crate) struct Reader {
     pub(crate) consumer: Consumer,
     pub(crate) store: SimulatedStore,
@@ -71,6 +73,10 @@ pub(crate) struct Reader {
     denied: BTreeMap<String, usize>,
     kinesis: Kinesis,
     pub(crate) neighbour: Option<Neighbour>,
+    /// The server has altered values since the reader started.
+    pub(crate) was_altered: bool,
+    /// The consumer has fallen back to JSON.
+    fell_back: bool,
 }
 
 impl Reader {
@@ -87,7 +93,7 @@ impl Reader {
         let mut neighbour = None;
         if plan.has_neighbour {
             let budget = MemoryBudget::new(plan.max_buffered_bytes);
-            neighbour = Some(Neighbour::begin(&budget, &truth).await);
+            neighbour = Some(Neighbour::begin(&budget, &truth, &plan).await);
             builder = plan.apply_to_shared(builder).memory_budget(&budget);
         } else {
             builder = plan.apply(builder);
@@ -127,6 +133,8 @@ impl Reader {
             denied: BTreeMap::new(),
             kinesis: kinesis.clone(),
             neighbour,
+            was_altered: false,
+            fell_back: false,
         }
     }
 
@@ -192,7 +200,7 @@ impl Reader {
             held.fold((0, 0), |(records, bytes), (record, _)| (records + 1, bytes + size(record)));
         let facts = self.truth.lock();
         let next = self.next.get(&shard).and_then(|next| facts.shards[shard].records.get(*next));
-        let next = next.map_or(3, |next| next.size) + LONGEST_KEY;
+        let next = next.map_or(3, Fact::size) + LONGEST_KEY;
         records >= self.plan.max_in_flight
             || bytes > 0 && bytes + next > self.plan.max_in_flight_bytes
     }
@@ -215,7 +223,7 @@ impl Reader {
                 false
             }
             Some(Ok(record)) => {
-                let place = self.check_record(&record);
+                let Some(place) = self.check_record(&record) else { return false };
                 self.truth.lock().delivered(place, record.checkpoint());
                 self.epochs.insert(place.0, record.epoch());
                 self.check_previous_saved(place);
@@ -248,8 +256,25 @@ impl Reader {
                 Event::ShardFailed { shard_id, .. } => {
                     self.restarted.insert(index_of(&shard_id));
                 }
+                Event::WireFormatFallback { reason } => self.check_fallback(reason),
                 _ => {}
             }
+        }
+    }
+
+    /// Checks that the consumer had a reason to fall back to JSON.
+    fn check_fallback(&mut self, reason: FallbackReason) {
+        self.truth.log(format_args!("reads by JSON from now on: {reason:?}"));
+        let is_first = !std::mem::replace(&mut self.fell_back, true);
+        let is_possible = self.plan.wire_format == WireFormat::Auto && !self.plan.fan_out;
+        // A distorted response may lack the records.
+        let is_true =
+            reason != FallbackReason::Different || self.plan.distorted || self.was_altered;
+        if !(is_first && is_possible && is_true) {
+            self.truth.breaks(
+                Promise::FallbacksAreTrue,
+                format_args!("{reason:?}, first: {is_first}, altered: {}", self.was_altered),
+            );
         }
     }
 
@@ -316,6 +341,7 @@ impl Reader {
     /// successful one.
     fn outages(&self, shard: &str) -> usize {
         let calls = self.kinesis.calls_from(self.first_call);
+        let calls = used(&calls);
         let reads = calls.iter().filter(|call| {
             call.operation == self.plan.read_call()
                 && call.shard_id.as_ref().is_some_and(|id| id.as_str() == shard)
@@ -328,6 +354,7 @@ impl Reader {
     /// Returns the time since the last successful read of a shard, or since the reader started.
     fn unread_for(&self, shard: &str) -> Duration {
         let calls = self.kinesis.calls_from(self.first_call);
+        let calls = used(&calls);
         let answered = calls.iter().rfind(|call| {
             call.operation == self.plan.read_call()
                 && call.shard_id.as_ref().is_some_and(|id| id.as_str() == shard)
@@ -386,10 +413,10 @@ impl Reader {
     }
 
     /// Checks a delivered record against the promises.
-    fn check_record(&mut self, record: &Record) -> Place {
+    fn check_record(&mut self, record: &Record) -> Option<Place> {
         self.process_events();
         let mut facts = self.truth.lock();
-        let (shard, place) = facts.place(record.sequence_number(), record.sub_sequence_number());
+        let (shard, place) = facts.place_of(record)?;
         facts.log(format_args!("record: shard {shard} record {place}"));
         let before = self.next.insert(shard, place + 1);
         let checkpoint = facts.shards[shard].base.or(facts.shards[shard].start).unwrap_or(0);
@@ -443,7 +470,7 @@ impl Reader {
                 );
             }
         }
-        (shard, place)
+        Some((shard, place))
     }
 
     /// Checks the first record of a shard that is ever delivered.

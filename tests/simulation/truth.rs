@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use kinestream::{Checkpoint, SequenceNumber, ShardId};
+use kinestream::{Checkpoint, Record, SequenceNumber, ShardId};
 use tokio::time::Instant;
 
 use crate::retention::Lost;
@@ -20,6 +20,12 @@ pub(crate) enum Promise {
     NothingIsLost,
     /// The records of a shard are delivered in order.
     Order,
+    /// Each record is delivered with the payload, partition key and arrival time that it was put
+    /// with.
+    NothingIsAltered,
+    /// A consumer falls back from CBOR to JSON at most once, and only for the reason that the server
+    /// gives.
+    FallbacksAreTrue,
     /// A shard is delivered only after all its parents are finished.
     ParentsFirst,
     /// No stored position is past an unfinished record.
@@ -63,11 +69,36 @@ pub(crate) enum Promise {
 /// The shard of a record, and its index in that shard.
 pub(crate) type Place = (usize, usize);
 
+/// The content of a record, as it was put.
+#[derive(Debug)]
+pub(crate) struct Content {
+    /// The value of each byte of the payload, and their number.
+    byte: u8,
+    pub(crate) size: usize,
+    pub(crate) key: String,
+}
+
+impl Content {
+    /// Returns the content of a record with the key that [`kinestream::testing::Shard::put`] sets.
+    /// The byte of the payload depends on `number`.
+    pub(crate) fn new(number: usize, size: usize) -> Self {
+        Self::with_key("key".to_owned(), number, size)
+    }
+
+    pub(crate) fn with_key(key: String, number: usize, size: usize) -> Self {
+        Self { byte: number.to_le_bytes()[0], size, key }
+    }
+
+    pub(crate) fn data(&self) -> Vec<u8> {
+        vec![self.byte; self.size]
+    }
+}
+
 /// One record.
 #[derive(Debug)]
 #[allow(clippy::struct_excessive_bools, reason = "each is independent of the others")]
 pub(crate) struct Fact {
-    pub(crate) size: usize,
+    pub(crate) content: Content,
     /// The caller has finished the record.
     pub(crate) finished: bool,
     /// The checkpoint that was delivered with the record: the position after it.
@@ -84,6 +115,19 @@ pub(crate) struct Fact {
 }
 
 impl Fact {
+    pub(crate) fn size(&self) -> usize {
+        self.content.size
+    }
+
+    /// Returns true if the record is delivered as it was put.
+    fn is_unaltered(&self, record: &Record) -> bool {
+        let Content { byte, size, key } = &self.content;
+        record.data().len() == *size
+            && record.data().iter().all(|data| data == byte)
+            && record.partition_key() == Some(key)
+            && record.approximate_arrival().map(millis) == Some(millis(self.arrival))
+    }
+
     pub(crate) fn is_passed(&self) -> bool {
         self.lost || self.finished
     }
@@ -193,13 +237,19 @@ impl Facts {
     }
 
     /// Registers a record, or a user record of an aggregated one.
-    pub(crate) fn put(&mut self, shard: usize, number: SequenceNumber, part: u64, size: usize) {
+    pub(crate) fn put(
+        &mut self,
+        shard: usize,
+        number: SequenceNumber,
+        part: u64,
+        content: Content,
+    ) {
         let arrival = self.now();
         let records = &mut self.shards[shard].records;
         self.places.insert((number, part), (shard, records.len()));
         let (required, old) = (self.started, self.too_early);
         records.push(Fact {
-            size,
+            content,
             finished: false,
             checkpoint: None,
             finished_here: None,
@@ -216,6 +266,31 @@ impl Facts {
 
     pub(crate) fn place(&self, number: &SequenceNumber, part: u64) -> Place {
         self.places[&(number.clone(), part)]
+    }
+
+    /// Returns the place of a record that is delivered as it was put. A record that is altered
+    /// breaks a promise.
+    pub(crate) fn place_of(&mut self, record: &Record) -> Option<Place> {
+        let number = (record.sequence_number().clone(), record.sub_sequence_number());
+        let place = self.places.get(&number).copied();
+        let is_unaltered = place.is_some_and(|(shard, place)| {
+            record.shard_id() == &id_of(shard)
+                && self.shards[shard].records[place].is_unaltered(record)
+        });
+        if is_unaltered {
+            return place;
+        }
+        self.breaks(
+            Promise::NothingIsAltered,
+            format_args!(
+                "{} delivers record {number:?} ({place:?}) with key {:?}, arrival {:?} and {} bytes",
+                record.shard_id(),
+                record.partition_key(),
+                record.approximate_arrival(),
+                record.data().len()
+            ),
+        );
+        None
     }
 
     pub(crate) fn finish(&mut self, (shard, place): Place) {
@@ -354,6 +429,11 @@ impl Facts {
         let last = records[..passed].iter().rposition(long_finished);
         base + last.map_or(0, |last| last + 1)
     }
+}
+
+/// Returns the time as Kinesis has it.
+fn millis(time: SystemTime) -> u128 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()
 }
 
 pub(crate) fn id_of(index: usize) -> ShardId {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
 use fastrand::Rng;
-use kinestream::testing::{Kinesis, Outcome, Shard, Stream, aggregate};
+use kinestream::testing::{CborSupport, Kinesis, Outcome, Shard, Stream, aggregate};
 use kinestream::{Checkpoint, CheckpointOn, StartingPosition};
 use tokio::time::{Instant, sleep};
 
@@ -17,7 +17,8 @@ use crate::reader::Reader;
 use crate::retention::Losses;
 use crate::seeds::SeedResult;
 use crate::store::SimulatedStore;
-use crate::truth::{Promise, Truth, index_of};
+use crate::truth::{Content, Promise, Truth, index_of};
+use crate::wire::Wire;
 
 /// 2026-01-01. A fixed date makes runs independent of the current date.
 pub(crate) const BEGINNING: Duration = Duration::from_secs(1_767_225_600);
@@ -81,6 +82,7 @@ pub(crate) struct World {
     pub(crate) distortions: Distortions,
     pub(crate) databases: Databases,
     pub(crate) losses: Losses,
+    pub(crate) wire: Wire,
 }
 
 impl World {
@@ -95,12 +97,15 @@ impl World {
         let databases = Databases::new(seed, &plan);
         let losses = Losses::new(seed);
         plan.on_trimmed = losses.policy();
+        let wire = Wire::new(seed);
+        (plan.wire_format, plan.cbor) = (wire.format, wire.support);
         let kinesis = Kinesis::at(UNIX_EPOCH + BEGINNING);
         let orders = kinesis.create_stream("orders", plan.shards);
         // Sequence numbers then grow from one digit to two and three.
         orders.number_from(8);
         kinesis.set_latency(plan.latency);
         kinesis.set_jitter(plan.jitter);
+        kinesis.set_cbor(plan.cbor);
         kinesis.set_chunked(plan.chunked);
         if let Some(records) = plan.event_records {
             kinesis.set_event_records(records);
@@ -138,6 +143,7 @@ impl World {
             distortions,
             databases,
             losses,
+            wire,
         }
     }
 
@@ -198,10 +204,15 @@ impl World {
             self.truth.log(format_args!("the store is empty; the reader starts with {database:?}"));
             self.store = self.store.emptied();
         }
+        if let Some(support) = self.wire.change_between() {
+            self.set_cbor(support);
+        }
         let store = self.store.for_another();
         let (truth, plan) = (self.truth.clone(), self.plan.clone());
         let (kinesis, panics) = (&self.kinesis, self.panics.clone());
-        let reader = Reader::begin(kinesis, store, truth, plan, panics, database.as_ref()).await;
+        let mut reader =
+            Reader::begin(kinesis, store, truth, plan, panics, database.as_ref()).await;
+        reader.was_altered = self.wire.support == CborSupport::Altered;
         if database.is_some() {
             self.truth.lock().forget_stored();
         }
@@ -217,6 +228,10 @@ impl World {
             self.truth.log(format_args!("{part:?} panics {times} times"));
         }
         self.distort();
+        if let Some(support) = self.wire.change() {
+            self.set_cbor(support);
+            reader.was_altered |= support == CborSupport::Altered;
+        }
         let chance = self.rng.u8(..100);
         if chance < self.plan.faults {
             self.fail_calls();
@@ -260,6 +275,12 @@ impl World {
         None
     }
 
+    /// Sets the CBOR of the server from the next response on.
+    fn set_cbor(&self, support: CborSupport) {
+        self.truth.log(format_args!("the server's CBOR: {support:?}"));
+        self.kinesis.set_cbor(support);
+    }
+
     pub(crate) fn time(&mut self, most: u64) -> Duration {
         Duration::from_millis(self.rng.u64(..most))
     }
@@ -275,24 +296,30 @@ impl World {
             return self.put_packed(shard);
         }
         let size = if self.plan.large { self.rng.usize(100_000..4_000_000) } else { 3 };
-        let number = shard.put(vec![0; size]);
         let mut facts = self.truth.lock();
         let place = facts.shards[shard.index()].records.len();
+        let content = Content::new(place, size);
+        let number = shard.put(content.data());
         facts.log(format_args!("put: shard {} record {place} as {number}", shard.index()));
-        facts.put(shard.index(), number, 0, size);
+        facts.put(shard.index(), number, 0, content);
     }
 
     /// Puts an aggregated record. Some of its user records may belong to another shard.
     fn put_packed(&mut self, shard: &Shard) {
         let keys = (0..self.rng.usize(1..6)).map(|_| self.rng.u8(..).to_string());
         let keys: Vec<String> = keys.collect();
-        let number = shard.put(aggregate(keys.iter().map(|key| (key.clone(), "one"))));
+        let parts = keys.iter().enumerate();
+        let parts = parts.map(|(part, key)| Content::with_key(key.clone(), part, 3));
+        let parts: Vec<Content> = parts.collect();
+        let number = shard.put(aggregate(parts.iter().map(|part| (part.key.clone(), part.data()))));
         let mut facts = self.truth.lock();
         facts.log(format_args!("put: shard {}, aggregated as {number}", shard.index()));
-        for (part, key) in keys.iter().enumerate().filter(|(_, key)| shard.has_key(key)) {
+        let own = parts.into_iter().enumerate().filter(|(_, part)| shard.has_key(&part.key));
+        for (part, content) in own {
             let place = facts.shards[shard.index()].records.len();
+            let key = &content.key;
             facts.log(format_args!("     with key {key} as part {part}: record {place}"));
-            facts.put(shard.index(), number.clone(), part as u64, 3);
+            facts.put(shard.index(), number.clone(), part as u64, content);
         }
     }
 
@@ -398,8 +425,9 @@ impl World {
              other shards blocked"
         ));
         for _ in 0..records {
-            let number = shard.put(vec![0; size]);
-            self.truth.lock().put(index, number, 0, size);
+            let content = Content::new(records, size);
+            let number = shard.put(content.data());
+            self.truth.lock().put(index, number, 0, content);
         }
         first + records - 1
     }

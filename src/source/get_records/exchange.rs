@@ -141,6 +141,7 @@ impl Intercept for Exchange {
         let status = response.status();
         self.seen.lock().head = Some(Head { status, is_cbor });
         if status.is_success() && !self.is_foreign_protocol() {
+            self.memory.begin(response.body());
             return Ok(());
         }
         self.memory.measure_parsed(response.body_mut())

@@ -6,8 +6,8 @@ use super::super::response::{RecordRange, Response};
 use super::super::wire_format::Comparison;
 use crate::record::SequenceNumber;
 
-/// The most milliseconds by which the times of one record differ. JSON has the time as a binary
-/// fraction of seconds, which does not hold all milliseconds exactly.
+/// The most milliseconds by which the times of one record may differ: a server may round a time to
+/// the fraction of a second in JSON and cut it off to the millisecond in CBOR.
 const ROUNDING_MILLIS: u64 = 1;
 
 /// The records of a response.

@@ -96,6 +96,13 @@ impl ResponseMemory {
         std::mem::replace(&mut response.space, empty)
     }
 
+    /// Notes a response whose body is not read yet. Kinesis counts its bytes even if an interceptor
+    /// of the caller fails before they are read: as many as a response may hold, if their number is
+    /// unknown.
+    pub(super) fn begin(&self, body: &SdkBody) {
+        self.lock().length = known_length(body).unwrap_or(MAX_RESPONSE_BYTES);
+    }
+
     /// Forgets the response, and keeps its memory for the response to a repeated call.
     pub(super) fn reuse(&self) {
         let mut response = self.lock();
@@ -119,6 +126,7 @@ impl ResponseMemory {
     /// Fails if there is too little memory, and if the body has another length than it states.
     pub(super) async fn read(&self, mut body: SdkBody) -> Result<Vec<u8>, BoxError> {
         let Some(length) = known_length(&body) else {
+            self.lock().length = 0;
             self.count(&mut body);
             let mut buffer = Vec::new();
             while let Some(data) = next_data(&mut body).await? {

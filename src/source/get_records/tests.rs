@@ -1,7 +1,10 @@
 mod protocol;
 mod server;
 
+use aws_sdk_kinesis::config::interceptors::AfterDeserializationInterceptorContextRef;
 use aws_sdk_kinesis::config::timeout::TimeoutConfig;
+use aws_sdk_kinesis::config::{ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_kinesis::error::BoxError;
 use futures::FutureExt;
 
 use self::server::{Server, Silence, answer, cbor, cbor_with, failed, in_frames, json};
@@ -9,7 +12,7 @@ use super::super::memory_budget::MemoryBudget;
 use super::super::wire_format::WireFormat;
 use super::exchange::{CBOR, JSON};
 use super::*;
-use crate::error::{ErrorKind, RetryAction};
+use crate::error::RetryAction;
 
 const ARN: &str = "arn:aws:kinesis:eu-west-1:123456789012:stream/orders";
 const HTML: &str = "text/html";
@@ -164,7 +167,6 @@ async fn different_records_are_read_by_json() {
     }
 }
 
-/// JSON has the time as a fraction, which the decoder truncates.
 #[tokio::test(start_paused = true)]
 async fn rounded_time_is_no_difference() {
     for time in ["00.124", "00.1249999", "00.126"] {
@@ -399,6 +401,39 @@ async fn silent_body_times_out() {
         assert_eq!(failure.error.kind(), ErrorKind::Unavailable);
         let time = began.elapsed().as_secs();
         assert!(seconds.contains(&time), "{time} s: {:?}", failure.action);
+    }
+}
+
+/// An interceptor that panics after each response.
+#[derive(Debug)]
+struct Panics;
+
+impl Intercept for Panics {
+    fn name(&self) -> &'static str {
+        "Panics"
+    }
+
+    fn read_after_deserialization(
+        &self,
+        _context: &AfterDeserializationInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        panic!("deliberate")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn panic_after_a_refusal_is_returned() {
+    for (status, content_type, body) in
+        [(500, HTML, Vec::new()), (400, JSON, b"{}".to_vec()), (400, CBOR, b"{}".to_vec())]
+    {
+        let server = Server::new([answer(status, content_type, body)]);
+        let client = Client::from_conf(server.config().interceptor(Panics).build());
+        let mut reader = Reader::new(client, WireFormat::Auto);
+        let (failure, fallback) = reader.failure().await;
+        assert_eq!((failure.error.kind(), fallback), (ErrorKind::Panicked, None));
+        assert_eq!(server.formats(), [CBOR]);
     }
 }
 

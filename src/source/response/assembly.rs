@@ -36,8 +36,8 @@ pub(super) fn check_length(body: &[u8]) -> Result<(), Unreadable> {
     }
 }
 
-/// Refuses a body of `length` bytes whose records take far more memory in the index than in the
-/// body. Only records without a sequence number are that short.
+/// Refuses records that take far more memory in the index than in their body of `length` bytes.
+/// Only records without a sequence number are that short.
 #[inline]
 pub(super) fn check_count(records: usize, length: usize) -> Result<(), Unreadable> {
     if records > MOST_RECORDS && records.saturating_mul(SHORTEST_RECORD) > length {

@@ -14,28 +14,29 @@ use crate::record::{ByteRange, EncryptionType};
 use walk::{Payload, Read, Walk};
 
 /// The names of all members that are read.
-const MEMBERS: [&str; 15] = [
-    "Records",
-    "NextShardIterator",
-    "MillisBehindLatest",
-    "ChildShards",
-    "Data",
-    "PartitionKey",
-    "SequenceNumber",
-    "ApproximateArrivalTimestamp",
-    "EncryptionType",
-    "ShardId",
-    "ParentShards",
-    "__type",
-    "code",
-    "message",
-    "Message",
+const MEMBERS: [&[u8]; 15] = [
+    b"Records",
+    b"NextShardIterator",
+    b"MillisBehindLatest",
+    b"ChildShards",
+    b"Data",
+    b"PartitionKey",
+    b"SequenceNumber",
+    b"ApproximateArrivalTimestamp",
+    b"EncryptionType",
+    b"ShardId",
+    b"ParentShards",
+    b"__type",
+    b"code",
+    b"message",
+    b"Message",
 ];
 
-/// The records of a body, and those among them whose payload is still base64.
+/// The records of a body.
 #[derive(Default)]
 struct Index {
     records: Vec<RecordRange>,
+    /// The indices of the records with a payload in base64, which is decoded at the end.
     encoded: Vec<usize>,
 }
 
@@ -95,7 +96,7 @@ fn records(walk: &mut Walk<'_>, length: usize) -> Read<Option<Index>> {
     let Index { mut records, mut encoded } = Index::default();
     let is_list = walk.list(|walk, follow| {
         if let Some(follow) = follow.filter(|_| records.capacity() == 0) {
-            // A claim of many records in a short body gets no more memory than the body has.
+            // The number may be false, so this takes at most the memory that the rest of the body has.
             let most = walk.left() / size_of::<RecordRange>();
             records.reserve_exact(usize::try_from(follow).unwrap_or(most).min(most) + 1);
         }

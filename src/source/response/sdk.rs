@@ -1,5 +1,5 @@
 //! Copies the records that the SDK has decoded into one buffer: those of enhanced fan-out, and those
-//! of a client with a protocol of its own.
+//! of a client for which the caller has set a protocol.
 
 use aws_sdk_kinesis::primitives::DateTime;
 use aws_sdk_kinesis::types;

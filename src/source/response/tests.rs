@@ -9,7 +9,7 @@ mod vectors;
 
 use super::*;
 
-/// A record with values of its own.
+/// A record with owned values.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct OwnedRecord {
     data: Vec<u8>,
@@ -19,7 +19,7 @@ struct OwnedRecord {
     encryption_type: EncryptionType,
 }
 
-/// A response with values of its own.
+/// A response with owned values.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct OwnedResponse {
     records: Option<Vec<OwnedRecord>>,

@@ -75,7 +75,7 @@ pub(super) struct Gap {
 
 impl Horizon {
     pub(super) fn new(act: &Act, period: Duration) -> Self {
-        act.kinesis.set_retention(period);
+        act.set_retention(period);
         Self(Arc::new(Mutex::new(State {
             kinesis: act.kinesis.clone(),
             orders: act.orders.clone(),

@@ -87,7 +87,7 @@ impl Act {
         let period = pick(&mut self.rng, periods) * HOUR;
         self.truth
             .log(format_args!("{wait:?}, retention {period:?}, known to readers: {is_known}"));
-        self.kinesis.set_retention(period);
+        self.set_retention(period);
         self.allow_period(is_known);
         let mut reader = self.begin(StartingPosition::TrimHorizon, policy);
         let (held, since, children) = self.know_children(&mut reader).await;

@@ -24,6 +24,7 @@ const UNTIL_END: u64 = u64::MAX;
 const CUT_SHORT: &str = "the body is cut short";
 const MALFORMED: &str = "the body is not CBOR";
 const OUT_OF_RANGE: &str = "a number is out of range";
+const EXTRA_BYTES: &str = "bytes follow the end of the body";
 const WRONG_TYPE: &str = "a member has the wrong type";
 
 /// The place of the walk in the body.
@@ -53,14 +54,12 @@ impl<'a> Walk<'a> {
     ) -> Result<(T, Vec<u8>), Unreadable> {
         assembly::check_length(body)?;
         let refusal = Unreadable(MALFORMED);
-        let (mut walk, mut value) =
-            (Self { body, rest: body, tail: Vec::new(), refusal }, T::default());
+        let mut walk = Self { body, rest: body, tail: Vec::new(), refusal };
+        let mut value = T::default();
         match walk.map(|walk, name| member(walk, name, &mut value)) {
             Err(Refused) => Err(walk.refusal),
             Ok(false) => Err(Unreadable(WRONG_TYPE)),
-            Ok(true) if !walk.rest.is_empty() => {
-                Err(Unreadable("bytes follow the end of the body"))
-            }
+            Ok(true) if !walk.rest.is_empty() => Err(Unreadable(EXTRA_BYTES)),
             Ok(true) => Ok((value, walk.tail)),
         }
     }
@@ -70,7 +69,7 @@ impl<'a> Walk<'a> {
         self.check(Err(Unreadable(reason)))
     }
 
-    /// Refuses the body if a check has.
+    /// Keeps the reason of a failed check.
     #[inline]
     pub(super) fn check<T>(&mut self, result: Result<T, Unreadable>) -> Read<T> {
         result.map_err(|refusal| {
@@ -136,7 +135,7 @@ impl<'a> Walk<'a> {
         self.range_before(text.len())
     }
 
-    /// Reads a text that is `expected` or another one, or null.
+    /// Reads a text, or null, and compares it with `expected`.
     #[inline]
     pub(super) fn is_text(&mut self, expected: &[u8]) -> Read<bool> {
         if let Some(text) = self.short_text() {
@@ -162,7 +161,7 @@ impl<'a> Walk<'a> {
         Ok(range)
     }
 
-    /// Reads a text, or null, into memory of its own.
+    /// Reads a text, or null, and copies it.
     pub(super) fn string(&mut self) -> Read<Option<String>> {
         let range = self.text()?;
         if range.is_absent() {
@@ -294,8 +293,8 @@ impl<'a> Walk<'a> {
     #[cold]
     fn pieced_name(&mut self) -> Read<&'a [u8]> {
         let range = self.pieces(TEXT)?;
-        let name = super::MEMBERS.iter().find(|name| name.as_bytes() == self.get(range));
-        Ok(name.map_or(b"", |name| name.as_bytes()))
+        let name = super::MEMBERS.iter().find(|name| **name == self.get(range));
+        Ok(name.copied().unwrap_or_default())
     }
 
     /// Joins the pieces of a string in the tail.

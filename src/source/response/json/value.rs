@@ -82,7 +82,7 @@ impl<'a> Context<'a> {
         self.checked(range)
     }
 
-    /// Passes an error through the parser, whose own errors are texts.
+    /// Keeps the reason of a failed check, since the parser only has errors of type `E`.
     #[inline]
     fn checked<T, E: Error>(&mut self, result: Result<T, Unreadable>) -> Result<T, E> {
         result.map_err(|refusal| {

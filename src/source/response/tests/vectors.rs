@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::*;
 
-/// Decodes hexadecimal digits, in which `[41*3]` stands for `414141`.
+/// Decodes hexadecimal digits, in which `[41*3]` means `414141`.
 fn bytes_of(hex: &str) -> Vec<u8> {
     if let Some((before, rest)) = hex.split_once('[') {
         let (repeated, after) = rest.split_once(']').unwrap();
