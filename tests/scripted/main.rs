@@ -18,7 +18,6 @@ mod delivery {
     mod checkpoints;
     mod exactly_once_recipe;
     #[cfg(feature = "metrics")]
-    mod kept_records;
     mod panics;
     pub(crate) mod polling;
     mod stalls;
