@@ -160,10 +160,10 @@ pub(crate) fn measure(task: &Task) -> Cost {
 async fn measure_bare(task: &Task, stream: &str, are_spread: bool) -> Cost {
     let (warm_up, records) = (task.warm_up_records(), task.records());
     let begun = Arc::new(OnceLock::new());
-    let begin = begun.clone();
+    let start = begun.clone();
     let watch = move |read| {
         if read >= warm_up {
-            begin.get_or_init(|| (Measuring::begin(), read));
+            start.get_or_init(|| (Measuring::begin(), read));
         }
     };
     bare::read(&task.client(), stream, SHARDS, records, are_spread, watch).await;

@@ -66,6 +66,12 @@ impl CurrentBatch {
         self.first.is_none()
     }
 
+    /// Returns true if every record of the batch was delivered.
+    pub(super) fn is_over(&self, watermark: &Watermark) -> bool {
+        let delivered = |first| watermark.delivered().saturating_sub(first);
+        self.first.is_some_and(|first| delivered(first) >= self.batch.len() as u64)
+    }
+
     /// Drops the batch, whose records are all delivered.
     pub(super) fn end(self) {
         self.batch.end();
@@ -171,7 +177,7 @@ impl Delivery {
                 self.unacknowledged = Some((record.number, record.position()));
             }
             Some(_) => {}
-            // Releases the memory as soon as the caller is done with the last record.
+            // The caller is done with the last record.
             None => self.clear(),
         }
         record

@@ -140,6 +140,12 @@ impl ShardReader {
         if self.is_done() {
             return Poll::Ready(None);
         }
+        if let ReaderState::Reading { current, .. } = &mut self.state
+            && let Some(over) = current.take_if(|batch| batch.is_over(&self.watermark))
+        {
+            // Releases the memory of the batch, also while the store or the caller holds up the next.
+            over.end();
+        }
         if self.close_signal.poll_closed(context).is_ready() {
             return self.stop();
         }
@@ -171,8 +177,11 @@ impl ShardReader {
                     // The lease has ended since the check above.
                     NextRun::Over => return self.stop(),
                     NextRun::Refused => continue,
-                    // Releases the memory of the batch before the next one is fetched.
-                    NextRun::Empty => drop(current.take().map(CurrentBatch::end)),
+                    NextRun::Empty => {
+                        if let Some(over) = current.take() {
+                            over.end();
+                        }
+                    }
                 }
             }
             let Poll::Ready(received) = prefetcher.poll_receive(context) else {

@@ -72,6 +72,13 @@ pub(super) fn check_text(text: &[u8]) -> Result<(), Unreadable> {
     Err(Unreadable("a text is not UTF-8"))
 }
 
+/// Appends the tail to the body, in no more memory than both take.
+pub(super) fn join(mut body: Vec<u8>, tail: &[u8]) -> Vec<u8> {
+    body.reserve_exact(tail.len());
+    body.extend_from_slice(tail);
+    body
+}
+
 /// Appends `value` to the tail of a body of `length` bytes, and returns its range.
 pub(super) fn append(
     tail: &mut Vec<u8>,

@@ -55,8 +55,7 @@ pub(super) fn decode(body: Vec<u8>) -> Result<Response, Unreadable> {
             Ok(())
         })?;
 
-    response.buffer = body;
-    response.buffer.extend_from_slice(&tail);
+    response.buffer = assembly::join(body, &tail);
     if let Some(Index { mut records, encoded }) = index {
         for number in encoded {
             if let Some(record) = records.get_mut(number) {

@@ -27,8 +27,7 @@ pub(super) fn decode(body: Vec<u8>) -> Result<Response, Unreadable> {
     };
     let tail = context.tail;
 
-    response.buffer = body;
-    response.buffer.extend_from_slice(&tail);
+    response.buffer = assembly::join(body, &tail);
     for record in response.records.iter_mut().flatten() {
         assembly::decode_payload(&mut response.buffer, &mut record.data)?;
     }
