@@ -139,7 +139,7 @@ fn batches(mut source: impl ShardFetcher) -> BoxStream<'static, Result<Fetched>>
     let batches = stream! {
         source.fetch_state().emit_started();
         loop {
-            let mut response = match source.fetch_once().await {
+            let response = match source.fetch_once().await {
                 Ok(Some(response)) => response,
                 Ok(None) => continue,
                 Err(interrupt) => {
@@ -151,25 +151,35 @@ fn batches(mut source: impl ShardFetcher) -> BoxStream<'static, Result<Fetched>>
                     continue;
                 }
             };
-            if let Some(error) = response.error {
+            let FetchedResponse { error, mut batch, passed, end } = response;
+            if let Some(error) = error {
                 yield Err(error);
             }
-            while let Err(interrupt) = source.fetch_state().retain_own(&mut response.batch).await {
+            while let Err(interrupt) = source.fetch_state().retain_own(&mut batch).await {
                 let (item, is_over) = interrupt.into_item();
+                if matches!(item, Ok(Fetched::End(_))) && batch.len() > 0 {
+                    // The shard is gone, and nothing else tells which of its records are its own.
+                    yield Ok(Fetched::Records(batch));
+                    yield item;
+                    return;
+                }
                 yield item;
                 if is_over {
                     return;
                 }
             }
-            let is_empty = response.batch.len() == 0;
-            if !is_empty {
-                yield Ok(Fetched::Records(response.batch));
+            let is_empty = batch.len() == 0;
+            if is_empty {
+                // Releases the memory of records that are not delivered.
+                drop(batch);
+            } else {
+                yield Ok(Fetched::Records(batch));
             }
-            if let Some(children) = response.end {
+            if let Some(children) = end {
                 yield Ok(Fetched::End(children));
                 return;
             }
-            let passed = response.passed.filter(|_| is_empty);
+            let passed = passed.filter(|_| is_empty);
             let position = passed.and_then(|passed| source.fetch_state().due_position(passed));
             if let Some(position) = position {
                 yield Ok(position);

@@ -4,8 +4,10 @@
 //!
 //!     cargo test --features testing --test economy -- --include-ignored --skip subject
 //!
-//! Streams of two lengths are read. The cost of a record is computed from the difference, which
-//! does not include the cost of the start.
+//! Streams of two lengths are read, and the cost of a record is computed from the difference, which
+//! does not include the cost of the start. For allocations, the responses differ in length, so that
+//! the cost of a call is not included: nearly all of its 550 allocations are the SDK's. For
+//! instructions, the number of responses differs.
 // Tests and their helpers report failures by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -19,14 +21,17 @@ mod in_memory;
 use std::process::Command;
 use std::time::Duration;
 
-use allocation_counter::{AllocationInfo, measure};
+use allocation_counter::measure;
 use aws_sdk_kinesis::Client;
 use canned::{Contents, MAX_RECORDS};
 use drain::drain;
 use kinestream::{CheckpointOn, Consumer, StartingPosition, WireFormat};
 
-/// The two lengths of a stream, in responses.
-const LENGTHS: [usize; 2] = [16, 48];
+/// The two lengths of a response, in records.
+const LENGTHS: [usize; 2] = [MAX_RECORDS / 2, MAX_RECORDS];
+
+/// The responses whose allocations are counted.
+const ANSWERS: usize = 32;
 
 /// A consumer and the size of its records. It reads a stream of one shard to its end.
 #[derive(Debug, Clone, Copy)]
@@ -37,14 +42,9 @@ struct Subject {
 }
 
 impl Subject {
-    fn contents(self, answers: usize) -> Contents {
-        Contents {
-            shards: 1,
-            record_bytes: self.record_bytes,
-            max_records: MAX_RECORDS,
-            answers,
-            is_packed: false,
-        }
+    fn contents(self, max_records: usize, answers: usize) -> Contents {
+        let record_bytes = self.record_bytes;
+        Contents { shards: 1, record_bytes, max_records, answers, is_packed: false }
     }
 
     async fn read(self, client: Client, stream: &str, records: usize) {
@@ -58,9 +58,8 @@ impl Subject {
         drain(consumer.build().unwrap().records(), records, is_ack).await;
     }
 
-    /// Reads this many responses inside `watch`. The responses are built before.
-    fn run<T>(self, answers: usize, watch: impl FnOnce(&mut dyn FnMut()) -> T) -> T {
-        let contents = self.contents(answers);
+    /// Reads these contents inside `watch`. The responses are built before.
+    fn run<T>(self, contents: Contents, watch: impl FnOnce(&mut dyn FnMut()) -> T) -> T {
         let stream = contents.stream(0);
         let client = in_memory::client(&stream);
         let mut runtime = tokio::runtime::Builder::new_current_thread();
@@ -68,11 +67,17 @@ impl Subject {
         watch(&mut || runtime.block_on(self.read(client.clone(), &stream, contents.records())))
     }
 
-    /// Returns the number of records and the allocations for each of the two lengths.
-    fn allocations(self) -> [(usize, AllocationInfo); 2] {
-        LENGTHS.map(|answers| {
-            (self.contents(answers).records(), self.run(answers, |read| measure(read)))
-        })
+    /// Returns the allocations and bytes per record.
+    #[allow(clippy::cast_precision_loss)]
+    fn allocations(self) -> (f64, f64) {
+        let [short, long] = LENGTHS.map(|records| {
+            let contents = self.contents(records, ANSWERS);
+            (contents.records(), self.run(contents, |read| measure(read)))
+        });
+        let records = (long.0 - short.0) as f64;
+        let count = long.1.count_total - short.1.count_total;
+        let bytes = long.1.bytes_total - short.1.bytes_total;
+        (count as f64 / records, bytes as f64 / records)
     }
 
     /// Returns the instructions per record, as counted by valgrind.
@@ -95,7 +100,7 @@ impl Subject {
                     panic!("no count of instructions in the output of valgrind: {text}")
                 })
                 .1;
-            (self.contents(answers).records(), count.trim().parse::<usize>().unwrap())
+            (self.contents(MAX_RECORDS, answers).records(), count.trim().parse::<usize>().unwrap())
         });
         (long.1 - short.1) as f64 / (long.0 - short.0) as f64
     }
@@ -122,16 +127,7 @@ impl Subject {
 #[ignore = "run by record_takes_few_instructions under valgrind"]
 fn subject() {
     let (subject, answers) = Subject::of_words(&std::env::var("SUBJECT").unwrap());
-    subject.run(answers, |read| read());
-}
-
-/// Returns the allocations and bytes per record, from the difference of the two lengths.
-#[allow(clippy::cast_precision_loss)]
-fn per_record([short, long]: &[(usize, AllocationInfo); 2]) -> (f64, f64) {
-    let records = (long.0 - short.0) as f64;
-    let (count, bytes) =
-        (long.1.count_total - short.1.count_total, long.1.bytes_total - short.1.bytes_total);
-    (count as f64 / records, bytes as f64 / records)
+    subject.run(subject.contents(MAX_RECORDS, answers), |read| read());
 }
 
 #[test]
@@ -140,15 +136,15 @@ fn record_takes_no_allocation_and_no_second_copy_of_its_response() {
         for wire_format in [WireFormat::Auto, WireFormat::Json] {
             for checkpoint_on in [CheckpointOn::Pull, CheckpointOn::Ack] {
                 let subject = Subject { wire_format, checkpoint_on, record_bytes };
-                let (count, bytes) = per_record(&subject.allocations());
+                let (count, bytes) = subject.allocations();
                 let is_cbor = wire_format == WireFormat::Auto;
-                let response = subject.contents(1).response_bytes_a_record(is_cbor);
+                let response = subject.contents(MAX_RECORDS, 1).response_bytes_a_record(is_cbor);
                 println!(
                     "{subject:?}: {count:.4} allocations and {bytes:.0} bytes per record, of which \
                      the response has {response:.0}"
                 );
-                // A few allocations for each call and for each run of 128 records.
-                assert!(count < 0.02, "{count}");
+                // Two allocations for each run of 128 records, and some for each second of a pause.
+                assert!(count < 0.03, "{count}");
                 // The buffer of the response, and the index with its 48 bytes for each record.
                 assert!(bytes < 1.1 * response + 60.0, "{bytes}");
             }
@@ -161,17 +157,18 @@ fn record_takes_no_allocation_and_no_second_copy_of_its_response() {
 fn record_takes_few_instructions() {
     use CheckpointOn::{Ack, Pull};
     use WireFormat::{Auto, Json};
-    // The instructions in the build of the tests and 15 % more, as a margin for compilers that
-    // inline differently. About 250 of them read the wall clock and the monotonic clock: a process
-    // that was suspended must notice it before it delivers another record.
+    // The instructions in the build of the tests, and 15 % more as a margin for compilers that
+    // inline differently. A release build takes 1,770 by CBOR and 3,980 by JSON for a record of
+    // 100 B. About 100 of them read the wall clock and the monotonic clock: a process that was
+    // suspended must notice it before it delivers another record.
     let bounds = [
-        (Auto, Pull, 100, 1.0),
-        (Auto, Ack, 100, 1.0),
-        (Auto, Pull, 1000, 1.0),
-        (Auto, Pull, 10_000, 1.0),
-        (Json, Pull, 100, 1.0),
-        (Json, Pull, 1000, 1.0),
-        (Json, Pull, 10_000, 1.0),
+        (Auto, Pull, 100, 4_640.0),
+        (Auto, Ack, 100, 4_680.0),
+        (Auto, Pull, 1000, 4_790.0),
+        (Auto, Pull, 10_000, 6_980.0),
+        (Json, Pull, 100, 7_520.0),
+        (Json, Pull, 1000, 10_700.0),
+        (Json, Pull, 10_000, 41_950.0),
     ];
     for (wire_format, checkpoint_on, record_bytes, bound) in bounds {
         let subject = Subject { wire_format, checkpoint_on, record_bytes };

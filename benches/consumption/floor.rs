@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::thread::sleep;
 
 use serde_json::{Value, json};
 
@@ -71,7 +72,7 @@ fn request(operation: &str, content_type: &str, body: &[u8]) -> Vec<u8> {
 }
 
 /// Reads the stream once.
-pub(crate) fn measure(task: &Task, stream: &str) -> Cost {
+pub(crate) fn measure(task: &Task, stream: &str, is_paced: bool) -> Cost {
     let mut connection = Connection::open(task);
     let body = json!({ "StreamName": stream }).to_string();
     let body = connection.call(&request("GetShardIterator", JSON, body.as_bytes()));
@@ -90,6 +91,9 @@ pub(crate) fn measure(task: &Task, stream: &str) -> Cost {
     while read < records {
         if read >= warm_up && measuring.is_none() {
             measuring = Some((Measuring::begin(), read));
+        }
+        if is_paced {
+            sleep(task.pause());
         }
         let answer = connection.call(&request);
         // After the map and the name.

@@ -7,13 +7,15 @@
 //!
 //! | subject | reads |
 //! |---|---|
-//! | `bare` | by `GetRecords` of the SDK, one task per shard |
-//! | `floor` | CBOR by a blocking socket, unsigned, one thread, unpaced: see `floor.rs` |
+//! | `bare` | by `GetRecords` of the SDK, one task per shard; all shards call at the same time |
+//! | `bare-spread` | the same, but each shard at its own time, as those of the consumer |
+//! | `floor` | CBOR by a blocking socket, unsigned, one thread: see `floor.rs` |
+//! | `floor-paced` | the same, with the calls as far apart as those of all shards |
 //! | `cbor`, `cbor-ack` | by `Consumer::records`, with the default wire format |
 //! | `json`, `json-ack` | by `Consumer::records`, with `WireFormat::Json` |
 //! | `aggregated` | as `cbor`, user records of 100 B packed by a thousand |
 //!
-//! There are 16 shards, and the consumer saves its checkpoints in Redis. Every reader but the floor
+//! There are 16 shards, and the consumer saves its checkpoints in Redis. Every reader but `floor`
 //! keeps the limits of Kinesis, so it pauses as it would there; CPU time counts no pauses. The
 //! responses are those of shards at their write limit: 1,000 records or 1 MB. With `--behind`, they
 //! are those of shards far behind: 10,000 records or 10 MB.
@@ -72,8 +74,10 @@ fn subjects(record_bytes: usize) -> Vec<Subject> {
     let subject = |name: &str, reader| Subject { name: name.to_owned(), reader };
     let records = |is_json, is_ack| Reader::Records { is_json, is_ack, is_packed: false };
     let mut subjects = vec![
-        subject("bare", Reader::Bare),
-        subject("floor", Reader::Floor),
+        subject("bare", Reader::Bare { are_spread: false }),
+        subject("bare-spread", Reader::Bare { are_spread: true }),
+        subject("floor", Reader::Floor { is_paced: false }),
+        subject("floor-paced", Reader::Floor { is_paced: true }),
         subject("cbor", records(false, false)),
         subject("cbor-ack", records(false, true)),
         subject("json", records(true, false)),
@@ -224,7 +228,8 @@ fn compare(options: &Options) {
             // A new server for each round, since it keeps the responses of every stream.
             let (_server, kinesis) = start_server(certificates.as_ref());
             let mut subjects = subjects(record_bytes);
-            let is_reference = |name: &str| ["bare", "floor"].contains(&name);
+            let is_reference =
+                |name: &str| ["bare", "bare-spread", "floor", "floor-paced"].contains(&name);
             subjects
                 .retain(|subject| is_reference(&subject.name) || options.includes(&subject.name));
             fastrand::shuffle(&mut subjects);

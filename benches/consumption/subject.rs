@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aws_sdk_kinesis::Client;
 use cpu_time::ProcessTime;
@@ -42,9 +42,9 @@ pub(crate) struct Subject {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Reader {
     /// `GetRecords` in a loop by the SDK. Each record is counted and dropped.
-    Bare,
+    Bare { are_spread: bool },
     /// See [`floor`].
-    Floor,
+    Floor { is_paced: bool },
     /// [`Consumer::records`], with checkpoints in Redis.
     Records { is_json: bool, is_ack: bool, is_packed: bool },
 }
@@ -114,6 +114,14 @@ impl Task {
         self.contents().records()
     }
 
+    /// Returns the time between two calls, of any shard.
+    pub(crate) fn pause(&self) -> Duration {
+        let bytes = self.contents().records_an_answer() * self.record_bytes;
+        let shard = Duration::from_millis(200)
+            .max(Duration::from_micros(bytes as u64 * 1_000_000 / bare::BYTES_PER_SECOND));
+        shard / u32::try_from(SHARDS).unwrap()
+    }
+
     /// Returns the number of records to read before the measurement.
     pub(crate) fn warm_up_records(&self) -> usize {
         self.records() / (WARM_UP_PART + 1)
@@ -139,24 +147,26 @@ impl Task {
 pub(crate) fn measure(task: &Task) -> Cost {
     let stream = task.contents().stream(task.unique);
     match task.subject.reader {
-        Reader::Floor => floor::measure(task, &stream),
-        Reader::Bare => task.runtime().block_on(measure_bare(task, &stream)),
+        Reader::Floor { is_paced } => floor::measure(task, &stream, is_paced),
+        Reader::Bare { are_spread } => {
+            task.runtime().block_on(measure_bare(task, &stream, are_spread))
+        }
         Reader::Records { is_json, is_ack, .. } => {
             task.runtime().block_on(measure_records(task, &stream, is_json, is_ack))
         }
     }
 }
 
-async fn measure_bare(task: &Task, stream: &str) -> Cost {
+async fn measure_bare(task: &Task, stream: &str, are_spread: bool) -> Cost {
     let (warm_up, records) = (task.warm_up_records(), task.records());
     let begun = Arc::new(OnceLock::new());
-    let begin = begun.clone();
+    let start = begun.clone();
     let watch = move |read| {
         if read >= warm_up {
-            begin.get_or_init(|| (Measuring::begin(), read));
+            start.get_or_init(|| (Measuring::begin(), read));
         }
     };
-    bare::read(&task.client(), stream, SHARDS, records, watch).await;
+    bare::read(&task.client(), stream, SHARDS, records, are_spread, watch).await;
     let (measuring, before) = begun.get().unwrap();
     measuring.end(records - before)
 }

@@ -66,6 +66,12 @@ impl CurrentBatch {
         self.first.is_none()
     }
 
+    /// Returns true if every record of the batch was delivered.
+    pub(super) fn is_over(&self, watermark: &Watermark) -> bool {
+        let delivered = |first| watermark.delivered().saturating_sub(first);
+        self.first.is_some_and(|first| delivered(first) >= self.batch.len() as u64)
+    }
+
     /// Takes the next records as a run: at most `most`, and no more than the allowance permits. The
     /// first record of a batch is a run by itself. The last run must have ended.
     pub(super) fn next_run(
@@ -166,7 +172,7 @@ impl Delivery {
                 self.unacknowledged = Some((record.number, record.position()));
             }
             Some(_) => {}
-            // Releases the memory as soon as the caller is done with the last record.
+            // The caller is done with the last record.
             None => self.clear(),
         }
         record

@@ -140,6 +140,10 @@ impl ShardReader {
         if self.is_done() {
             return Poll::Ready(None);
         }
+        if let ReaderState::Reading { current, .. } = &mut self.state {
+            // Releases the memory of the batch, also while the store or the caller holds up the next.
+            current.take_if(|batch| batch.is_over(&self.watermark));
+        }
         if self.close_signal.poll_closed(context).is_ready() {
             return self.stop();
         }
@@ -171,7 +175,6 @@ impl ShardReader {
                     // The lease has ended since the check above.
                     NextRun::Over => return self.stop(),
                     NextRun::Refused => continue,
-                    // Releases the memory of the batch before the next one is fetched.
                     NextRun::Empty => *current = None,
                 }
             }

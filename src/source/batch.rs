@@ -258,5 +258,6 @@ fn unpack(records: &[RecordRange], buffer: &[u8]) -> Vec<Aggregated> {
     packed.collect()
 }
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
+#[cfg(feature = "testing")]
 mod tests;

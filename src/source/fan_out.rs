@@ -181,7 +181,7 @@ impl FanOutFetcher {
 
     async fn read(
         &mut self,
-        event: SubscribeToShardEvent,
+        mut event: SubscribeToShardEvent,
         message: EventMessage,
         subscription: Subscription,
     ) -> Result<Option<FetchedResponse>, Interrupt> {
@@ -191,6 +191,8 @@ impl FanOutFetcher {
             return self.fetch_state.lacks_records().map(|()| None);
         }
         let (buffer, records) = records_of_sdk(&event.records);
+        // Only the copy is counted from here on.
+        drop(std::mem::take(&mut event.records));
         let bytes = records.iter().map(RecordRange::size).sum();
         let space = message.keep(buffer.len() + size_of_val(&*records));
         let next: Option<SequenceNumber> = event.continuation_sequence_number.parse().ok();

@@ -92,8 +92,8 @@ impl Starts {
         consumer.close().await.expect("the store does not fail");
         let trace = vec![format!("the child was read: {acknowledges}")];
         let (workers, puts) = (Vec::new(), Vec::new());
-        let seen = Seen::default();
-        Self { rng, kinesis, child, wire_format, stored, workers, puts, seen, trace }
+        let new = Seen::default();
+        Self { rng, kinesis, child, wire_format, stored, workers, puts, seen: new, trace }
     }
 
     fn step(&mut self) {

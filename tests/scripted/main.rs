@@ -17,6 +17,7 @@ mod delivery {
     mod cancellation;
     mod checkpoints;
     mod exactly_once_recipe;
+    #[cfg(feature = "metrics")]
     mod panics;
     pub(crate) mod polling;
     mod stalls;
@@ -45,6 +46,8 @@ mod fetching {
     mod multiple_consumers;
     mod pacing;
     mod shared_calls;
+    mod wire_format;
+    mod wire_format_changes;
 }
 
 /// Workers that share shards.

@@ -37,6 +37,7 @@ fn size(record: &Record) -> usize {
 /// Slightly less than the minute after which a shard that is not found is reported.
 const UNREAD: Duration = Duration::from_secs(55);
 
+#[allow(clippy::struct_excessive_bools, reason = "the flags are independent")]
 pub(crate) struct Reader {
     pub(crate) consumer: Consumer,
     pub(crate) store: SimulatedStore,

@@ -14,41 +14,52 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep, sleep_until};
 
 /// The limit of one shard: <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_GetRecords.html>.
-const BYTES_PER_SECOND: u64 = 2 << 20;
+pub(crate) const BYTES_PER_SECOND: u64 = 2 << 20;
 
-/// Reads and drops `records` records with one polling task per shard, as fast as Kinesis allows.
-/// `watch` gets the number of records that were read, after each response.
+/// The time between two calls of a shard.
+const INTERVAL: Duration = Duration::from_millis(200);
+
+/// Reads and drops `records` records with one polling task per shard, as fast as Kinesis allows. The
+/// shards call at the same time, or at random moments if they are spread. `watch` gets the number of
+/// records that were read, after each response.
 pub(crate) async fn read(
     client: &Client,
     stream: &str,
     shards: usize,
     records: usize,
+    are_spread: bool,
     watch: impl Fn(usize) + Clone + Send + 'static,
 ) {
     let read = Arc::new(AtomicUsize::new(0));
-    let task = |shard| {
-        read_shard(client.clone(), stream.to_owned(), shard, records, read.clone(), watch.clone())
-    };
-    let tasks: JoinSet<()> = (0..shards).map(task).collect();
+    let tasks: JoinSet<()> = (0..shards)
+        .map(|shard| {
+            let (client, stream) = (client.clone(), stream.to_owned());
+            let (read, watch) = (read.clone(), watch.clone());
+            let phase = if are_spread { INTERVAL.mul_f64(fastrand::f64()) } else { Duration::ZERO };
+            async move {
+                let iterator = iterator(&client, &stream, shard).await;
+                sleep(phase).await;
+                read_shard(client, iterator, records, &read, watch).await;
+            }
+        })
+        .collect();
     tasks.join_all().await;
 }
 
 async fn read_shard(
     client: Client,
-    stream: String,
-    shard: usize,
+    mut iterator: Option<String>,
     records: usize,
-    read: Arc<AtomicUsize>,
+    read: &AtomicUsize,
     watch: impl Fn(usize),
 ) {
-    let mut iterator = iterator(&client, &stream, shard).await;
     let mut next = Instant::now();
     loop {
         sleep_until(next).await;
         if read.load(Ordering::Relaxed) >= records {
             return;
         }
-        next = Instant::now() + Duration::from_millis(200);
+        next = Instant::now() + INTERVAL;
         let call = client.get_records().set_shard_iterator(iterator).limit(10_000);
         let answer = call.send().await.unwrap();
         iterator = answer.next_shard_iterator;

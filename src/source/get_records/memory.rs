@@ -38,6 +38,9 @@ pub(super) const MAX_READ_BYTES: usize = 2 * MAX_RESPONSE_BYTES;
 /// names of its fields and its sequence number.
 const INDEX_PART: usize = 4;
 
+/// More memory than any budget has.
+const UNAVAILABLE: usize = usize::MAX / 2;
+
 const TOO_LONG: &str = "the response is longer than any response of Kinesis";
 const TOO_LITTLE_MEMORY: &str = "too little free memory for the response";
 
@@ -136,8 +139,7 @@ impl ResponseMemory {
             return Ok(buffer);
         };
         if length > MAX_READ_BYTES {
-            self.lock().length = length;
-            return Err(TOO_LONG.into());
+            return Err(self.lock().refuse(length));
         }
         self.lock().fit(length, while_read(length))?;
         let mut buffer = Vec::with_capacity(length);
@@ -176,6 +178,14 @@ impl ResponseSize {
         }
         self.was_rejected = true;
         Err(TOO_LITTLE_MEMORY.into())
+    }
+
+    /// Refuses a response that is longer than any response of Kinesis. Some servers return as many
+    /// records as requested, so the call is retried with a lower limit, if it has any.
+    fn refuse(&mut self, length: usize) -> BoxError {
+        (self.length, self.needed) = (length, UNAVAILABLE);
+        self.was_rejected = self.least.is_none();
+        TOO_LONG.into()
     }
 
     /// Counts the next bytes of a response of unknown length. Returns true if they fit into memory.
@@ -229,7 +239,8 @@ impl Body for CountedBody {
                 Some(Ok(data)) => {
                     let fits = response.grow(data.data_ref().map_or(0, Bytes::len));
                     if response.length > MAX_READ_BYTES {
-                        return Poll::Ready(Some(Err(TOO_LONG.into())));
+                        let length = response.length;
+                        return Poll::Ready(Some(Err(response.refuse(length))));
                     }
                     if fits {
                         return Poll::Ready(frame);

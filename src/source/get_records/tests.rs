@@ -433,7 +433,7 @@ async fn panic_after_a_refusal_is_returned() {
         let mut reader = Reader::new(client, WireFormat::Auto);
         let (failure, fallback) = reader.failure().await;
         assert_eq!((failure.error.kind(), fallback), (ErrorKind::Panicked, None));
-        assert_eq!(server.formats(), [CBOR]);
+        assert_eq!(server.formats(), ["cbor"]);
     }
 }
 

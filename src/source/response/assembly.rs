@@ -2,7 +2,7 @@
 
 use base64_simd::STANDARD;
 
-use super::Unreadable;
+use super::{RecordRange, Unreadable};
 use crate::record::ByteRange;
 
 /// The most records that Kinesis returns for one call.
@@ -10,6 +10,13 @@ const MOST_RECORDS: usize = 10_000;
 
 /// The fewest bytes of a body that one more record takes, with a sequence number of one digit.
 const SHORTEST_RECORD: usize = 16;
+
+/// The bytes of a record besides its values: the names of its members, and its time. JSON takes more.
+const NAMES_BYTES: usize = 76;
+
+/// The fewest bytes of a body for each record in the index before the record is read. The index
+/// begins with at most a quarter of the length of the body.
+const EXPECTED_RECORD: usize = 4 * size_of::<RecordRange>();
 
 /// The most children of a shard, and parents of a child, that are read. Kinesis has two.
 const MOST_RELATIVES: usize = 100;
@@ -39,6 +46,14 @@ pub(super) fn check_count(records: usize, length: usize) -> Result<(), Unreadabl
     Ok(())
 }
 
+/// Returns the number of records that a body of `length` bytes holds if all are as long as its first.
+/// An index that grows instead is copied again and again, and takes up to twice its memory.
+pub(super) fn expected_count(first: &RecordRange, length: usize) -> usize {
+    let RecordRange { data, partition_key, sequence_number, .. } = first;
+    let bytes = NAMES_BYTES + data.len() + partition_key.len() + sequence_number.len();
+    length / bytes.max(EXPECTED_RECORD) + 1
+}
+
 /// Refuses a body with far more children or parents than a shard can have.
 pub(super) fn check_relatives(count: usize) -> Result<(), Unreadable> {
     if count > MOST_RELATIVES {
@@ -55,6 +70,13 @@ pub(super) fn check_text(text: &[u8]) -> Result<(), Unreadable> {
         return Ok(());
     }
     Err(Unreadable("a text is not UTF-8"))
+}
+
+/// Appends the tail to the body, in no more memory than both take.
+pub(super) fn join(mut body: Vec<u8>, tail: &[u8]) -> Vec<u8> {
+    body.reserve_exact(tail.len());
+    body.extend_from_slice(tail);
+    body
 }
 
 /// Appends `value` to the tail of a body of `length` bytes, and returns its range.

@@ -55,8 +55,7 @@ pub(super) fn decode(body: Vec<u8>) -> Result<Response, Unreadable> {
             Ok(())
         })?;
 
-    response.buffer = body;
-    response.buffer.extend_from_slice(&tail);
+    response.buffer = assembly::join(body, &tail);
     if let Some(Index { mut records, encoded }) = index {
         for number in encoded {
             if let Some(record) = records.get_mut(number) {
@@ -103,6 +102,9 @@ fn records(walk: &mut Walk<'_>, length: usize) -> Read<Option<Index>> {
         if let Some((record, is_base64)) = record(walk)? {
             if is_base64 {
                 encoded.push(records.len());
+            }
+            if records.capacity() == 0 {
+                records.reserve_exact(assembly::expected_count(&record, length));
             }
             records.push(record);
             walk.check(assembly::check_count(records.len(), length))?;

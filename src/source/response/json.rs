@@ -27,8 +27,7 @@ pub(super) fn decode(body: Vec<u8>) -> Result<Response, Unreadable> {
     };
     let tail = context.tail;
 
-    response.buffer = body;
-    response.buffer.extend_from_slice(&tail);
+    response.buffer = assembly::join(body, &tail);
     for record in response.records.iter_mut().flatten() {
         assembly::decode_payload(&mut response.buffer, &mut record.data)?;
     }
@@ -143,6 +142,11 @@ impl Element<'_> for RecordRange {
     fn check_count(count: usize, length: usize) -> Result<(), Unreadable> {
         assembly::check_count(count, length)
     }
+
+    #[inline]
+    fn expected_count(&self, length: usize) -> usize {
+        assembly::expected_count(self, length)
+    }
 }
 
 struct RecordMembers<'c, 'a>(&'c mut Context<'a>);
@@ -205,12 +209,20 @@ impl Element<'_> for NamedChild {
     fn check_count(count: usize, _: usize) -> Result<(), Unreadable> {
         assembly::check_relatives(count)
     }
+
+    fn expected_count(&self, _: usize) -> usize {
+        2
+    }
 }
 
 /// A parent.
 impl Element<'_> for String {
     fn check_count(count: usize, _: usize) -> Result<(), Unreadable> {
         assembly::check_relatives(count)
+    }
+
+    fn expected_count(&self, _: usize) -> usize {
+        2
     }
 }
 

@@ -303,3 +303,40 @@ async fn lease_is_handed_off_while_checkpoint_writes_fail() {
     assert!(matches!(taken_over, Ok(Some(Ok(_)))), "{taken_over:?}");
     reading.abort();
 }
+
+/// A run of records ends when its lease expires. If the lease is restored, reading continues with the
+/// record after the last one delivered.
+#[tokio::test(start_paused = true)]
+async fn records_left_in_a_run_are_delivered_after_its_lease_is_restored() {
+    for delivered in [1, 2, 50, 128, 129, 200] {
+        let fleet = Fleet::new(1);
+        let is_down = Arc::new(AtomicBool::new(false));
+        let store = Gated::new(fleet.store.clone(), {
+            let is_down = Arc::clone(&is_down);
+            move |_| {
+                let refusal = || {
+                    Error::new(ErrorKind::StoreUnavailable, "the store is down")
+                        .with_source("injected by the test")
+                };
+                let is_down = is_down.load(Ordering::SeqCst);
+                ready(if is_down { Err(refusal()) } else { Ok(()) }).boxed()
+            }
+        });
+        for number in 0..300 {
+            fleet.orders.shard(0).put(number.to_string());
+        }
+        let consumer = fleet.builder("a").store(store).build().unwrap();
+        let mut records = consumer.records();
+        for expected in 0..delivered {
+            assert_eq!(number(&next(&mut records).await), expected);
+        }
+        is_down.store(true, Ordering::SeqCst);
+        sleep(2 * LEASE).await;
+        let quiet = timeout(LEASE, records.next()).await;
+        assert!(quiet.is_err(), "expected no record without a valid lease: {quiet:?}");
+        is_down.store(false, Ordering::SeqCst);
+        for expected in delivered..300 {
+            assert_eq!(number(&next(&mut records).await), expected);
+        }
+    }
+}

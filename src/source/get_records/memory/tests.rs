@@ -70,7 +70,8 @@ async fn response_of_another_length_than_stated_is_an_error() {
             32_768..=MAX_READ_BYTES => "the response is shorter than its Content-Length",
             _ => TOO_LONG,
         };
-        assert_eq!((&*error, memory.was_rejected()), (expected, false), "{length}");
+        let is_rejected = length > MAX_READ_BYTES;
+        assert_eq!((&*error, memory.was_rejected()), (expected, is_rejected), "{length}");
     }
     assert_eq!(read(&memory(&budget), 2, Some(usize::MAX)).await, Err(TOO_LONG.to_owned()));
 }
@@ -100,5 +101,15 @@ async fn endless_response_is_cut_off() {
         let memory = memory(&MemoryBudget::new(budget));
         assert_eq!(read(&memory, usize::MAX, None).await, Err(TOO_LONG.to_owned()));
         assert!(memory.length() <= MAX_READ_BYTES + CHUNK, "{}", memory.length());
+        assert!(memory.was_rejected() && memory.needed() > 1 << 40, "the next limit is lower");
     }
+}
+
+#[tokio::test]
+async fn response_of_one_record_that_is_too_long_is_an_error() {
+    let (budget, demand) = (MemoryBudget::new(1 << 30), Demand::default());
+    let memory = ResponseMemory::new(budget.shard().empty(), Some(demand));
+    let length = Some(MAX_READ_BYTES + 1);
+    assert_eq!(read(&memory, 2, length).await, Err(TOO_LONG.to_owned()));
+    assert!(!memory.was_rejected(), "a lower limit does not help");
 }

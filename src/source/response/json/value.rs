@@ -26,6 +26,9 @@ pub(super) trait Value<'a>: Sized {
 pub(super) trait Element<'a>: Value<'a> {
     /// Refuses a list that is too long for a body of `length` bytes.
     fn check_count(count: usize, length: usize) -> Result<(), Unreadable>;
+
+    /// Returns the number of elements for which memory is reserved, once the first is read.
+    fn expected_count(&self, length: usize) -> usize;
 }
 
 /// A text.
@@ -133,9 +136,12 @@ impl<'a, V: Element<'a>> Value<'a> for Vec<V> {
 
             fn visit_seq<S: SeqAccess<'a>>(self, mut list: S) -> Result<Self::Value, S::Error> {
                 let mut elements = Vec::new();
-                while let Some(element) = list.next_element_seed(Seed(self.0, PhantomData))? {
-                    elements.extend(element);
+                while let Some(element) = list.next_element_seed(Seed::<V>(self.0, PhantomData))? {
                     let length = self.0.body.len();
+                    if let Some(first) = element.as_ref().filter(|_| elements.capacity() == 0) {
+                        elements.reserve_exact(first.expected_count(length));
+                    }
+                    elements.extend(element);
                     self.0.checked(V::check_count(elements.len(), length))?;
                 }
                 Ok(elements)
