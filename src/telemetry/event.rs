@@ -420,6 +420,9 @@ impl Event {
             Self::WireFormatFallback { reason: FallbackReason::Different } => {
                 log!(warn, "CBOR and JSON responses hold different records; reading by JSON");
             }
+            Self::WireFormatFallback { reason: FallbackReason::Unreadable } => {
+                log!(warn, "a CBOR response cannot be decoded; reading by JSON");
+            }
             Self::WireFormatFallback { reason } => {
                 log!(debug, "reading by JSON", reason = reason.as_str());
             }

@@ -7,7 +7,9 @@ use aws_sdk_kinesis::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_kinesis::error::BoxError;
 use futures::FutureExt;
 
-use self::server::{Server, Silence, answer, cbor, cbor_with, failed, in_frames, json};
+use self::server::{
+    Server, Silence, answer, broken, cbor, cbor_with, cbor_without, failed, in_frames, json,
+};
 use super::super::memory_budget::MemoryBudget;
 use super::super::wire_format::WireFormat;
 use super::exchange::{CBOR, JSON};
@@ -151,6 +153,8 @@ async fn different_records_are_read_by_json() {
         (cbor([1]), json([1]).replace("00.125", "00.127")),
         (cbor([1]), json([1]).replace("KMS", "NONE")),
         (cbor([1]), json([1]).replace("\"PartitionKey\":\"key-1\",", "")),
+        (cbor_without([1], "NextShardIterator"), json([1])),
+        (cbor_without([1], "MillisBehindLatest"), json([1, 2])),
     ];
     for (first, second) in cases {
         let server = Server::new([
@@ -174,6 +178,20 @@ async fn rounded_time_is_no_difference() {
         let server = Server::new([answer(200, CBOR, cbor([1])), answer(200, JSON, by_json)]);
         assert_eq!(auto(&server).numbers().await, (vec!["1".into()], None), "{time}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn end_of_a_closed_shard_that_json_does_not_reach_is_no_difference() {
+    let last = cbor_without([1, 2], "NextShardIterator");
+    let server = Server::new([answer(200, CBOR, last), answer(200, JSON, json([1]))]);
+    assert_eq!(auto(&server).numbers().await, (vec!["1".into()], None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn member_that_only_cbor_has_is_no_difference() {
+    let by_json = json([1]).replace(r#","NextShardIterator":"next","MillisBehindLatest":5"#, "");
+    let server = Server::new([answer(200, CBOR, cbor([1])), answer(200, JSON, by_json)]);
+    assert_eq!(auto(&server).numbers().await, (vec!["1".into()], None));
 }
 
 #[tokio::test(start_paused = true)]
@@ -218,7 +236,6 @@ async fn failed_comparison_returns_its_failure_and_delivers_nothing() {
 #[tokio::test(start_paused = true)]
 async fn server_without_cbor_is_read_by_json() {
     let refusals = [
-        answer(500, HTML, "<html>500</html>"),
         answer(404, "text/plain", ""),
         failed(400, JSON, "SerializationException"),
         answer(200, HTML, "<html>hello</html>"),
@@ -230,10 +247,78 @@ async fn server_without_cbor_is_read_by_json() {
         let server =
             Server::new([refusal, answer(200, JSON, json([1])), answer(200, JSON, json([2]))]);
         let mut reader = auto(&server);
-        let first = (vec!["1".into()], Some(FallbackReason::NotSpoken));
+        let first = (vec!["1".into()], Some(FallbackReason::Unsupported));
         assert_eq!(reader.numbers().await, first);
         assert_eq!(reader.numbers().await, (vec!["2".into()], None));
         assert_eq!(server.formats(), ["cbor", "json", "json"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn server_that_answers_cbor_with_5xx_pages_is_read_by_json() {
+    let server = Server::default();
+    server.0.lock().by_format = Some(|is_cbor| match is_cbor {
+        true => answer(500, HTML, "<html>500</html>"),
+        false => answer(200, JSON, json([1])),
+    });
+    let mut reader = auto(&server);
+    let records = vec!["1".to_owned()];
+    assert_eq!(reader.numbers().await, (records.clone(), None));
+    let second = (records.clone(), Some(FallbackReason::Unsupported));
+    assert_eq!(reader.numbers().await, second);
+    assert_eq!(reader.numbers().await, (records, None));
+    assert_eq!(server.formats(), ["cbor", "json", "cbor", "json", "json"]);
+}
+
+/// The ways in which all calls in CBOR fail, while JSON works.
+const FAILING: [fn(bool) -> server::Answer; 3] = [
+    |is_cbor| match is_cbor {
+        true => failed(500, CBOR, "InternalFailure"),
+        false => answer(200, JSON, json([1])),
+    },
+    |is_cbor| match is_cbor {
+        true => answer(200, CBOR, in_frames(&cbor([1]), Some(cbor([1]).len() + 1))),
+        false => answer(200, JSON, json([1])),
+    },
+    |is_cbor| match is_cbor {
+        true => answer(500, CBOR, broken()),
+        false => answer(200, JSON, json([1])),
+    },
+];
+
+#[tokio::test(start_paused = true)]
+async fn shard_is_read_although_each_call_in_cbor_fails() {
+    for by_format in FAILING {
+        let server = Server::default();
+        server.0.lock().by_format = Some(by_format);
+        let mut reader = auto(&server);
+        let mut failures = Vec::new();
+        for call in 0..100 {
+            let RecordsOutcome { result, fallback } = reader.read().await;
+            assert_eq!(fallback, None);
+            match result {
+                Ok(read) => assert_eq!(numbers(&read.response), ["1"]),
+                Err(_) => failures.push(call),
+            }
+        }
+        assert_eq!(failures, [0, 1, 3, 7, 15, 31, 63], "the others are made by JSON");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn shard_is_read_although_each_call_in_cbor_begins_to_fail_after_the_check() {
+    for by_format in FAILING {
+        let server = Server::default();
+        server.0.lock().by_format = Some(by_format);
+        let mut reader = checked(&server).await;
+        for _ in 0..3 {
+            assert_eq!(reader.failure().await.1, None);
+        }
+        for reason in [None, None, Some(FallbackReason::Unsupported), None] {
+            assert_eq!(reader.numbers().await, (vec!["1".into()], reason));
+        }
+        let formats = server.formats().join(" ");
+        assert_eq!(formats, "cbor cbor cbor cbor json cbor json cbor json json");
     }
 }
 
@@ -255,7 +340,7 @@ async fn repeated_call_that_fails_as_well_proves_nothing() {
 async fn json_answer_to_a_call_in_cbor_is_read_without_another_call() {
     let server = Server::new([answer(200, JSON, json([1])), answer(200, JSON, json([2]))]);
     let mut reader = auto(&server);
-    let first = (vec!["1".into()], Some(FallbackReason::NotSpoken));
+    let first = (vec!["1".into()], Some(FallbackReason::Unsupported));
     assert_eq!(reader.numbers().await, first);
     assert_eq!(reader.numbers().await, (vec!["2".into()], None));
     assert_eq!(server.formats(), ["cbor", "json"]);
@@ -438,7 +523,7 @@ async fn panic_after_a_refusal_is_returned() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn dropped_call_gives_the_trial_back() {
+async fn dropped_call_returns_the_trial() {
     let server = Server::new([answer(200, CBOR, cbor([1]))]);
     let mut reader = auto(&server);
     // Dropped while it waits for the turn of the repeated call, and then for its answer.
