@@ -21,8 +21,8 @@
 //! | CBOR, body not received               | use; failed trial            | suspected outage     |
 //! | none: timeout, lost connection        | use; failed trial            | suspected outage     |
 //! | foreign 5xx, CBOR has been answered   | suspected outage             | suspected outage     |
-//! | foreign 5xx before any CBOR answer    | repeat by JSON; evidence     | —                    |
-//! | foreign, not 5xx                      | repeat by JSON; evidence     | the same             |
+//! | foreign 5xx before any CBOR answer    | repeat by JSON, and count    | —                    |
+//! | foreign, not 5xx                      | repeat by JSON, and count    | the same             |
 //! | CBOR that cannot be decoded           | repeat by JSON, then `Json`  | the same             |
 //! | CBOR error that refuses the request   | repeat by JSON, then `Json`  | the same             |
 //! | JSON with records, even none          | use, then `Json`             | the same             |

@@ -1,3 +1,4 @@
+mod failing;
 mod protocol;
 mod server;
 
@@ -8,7 +9,7 @@ use aws_sdk_kinesis::error::BoxError;
 use futures::FutureExt;
 
 use self::server::{
-    Server, Silence, answer, broken, cbor, cbor_with, cbor_without, failed, in_frames, json,
+    Server, Silence, answer, cbor, cbor_with, cbor_without, failed, in_frames, json,
 };
 use super::super::memory_budget::MemoryBudget;
 use super::super::wire_format::WireFormat;
@@ -255,74 +256,6 @@ async fn server_without_cbor_is_read_by_json() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn server_that_answers_cbor_with_5xx_pages_is_read_by_json() {
-    let server = Server::default();
-    server.0.lock().by_format = Some(|is_cbor| match is_cbor {
-        true => answer(500, HTML, "<html>500</html>"),
-        false => answer(200, JSON, json([1])),
-    });
-    let mut reader = auto(&server);
-    let records = vec!["1".to_owned()];
-    assert_eq!(reader.numbers().await, (records.clone(), None));
-    let second = (records.clone(), Some(FallbackReason::Unsupported));
-    assert_eq!(reader.numbers().await, second);
-    assert_eq!(reader.numbers().await, (records, None));
-    assert_eq!(server.formats(), ["cbor", "json", "cbor", "json", "json"]);
-}
-
-/// The ways in which all calls in CBOR fail, while JSON works.
-const FAILING: [fn(bool) -> server::Answer; 3] = [
-    |is_cbor| match is_cbor {
-        true => failed(500, CBOR, "InternalFailure"),
-        false => answer(200, JSON, json([1])),
-    },
-    |is_cbor| match is_cbor {
-        true => answer(200, CBOR, in_frames(&cbor([1]), Some(cbor([1]).len() + 1))),
-        false => answer(200, JSON, json([1])),
-    },
-    |is_cbor| match is_cbor {
-        true => answer(500, CBOR, broken()),
-        false => answer(200, JSON, json([1])),
-    },
-];
-
-#[tokio::test(start_paused = true)]
-async fn shard_is_read_although_each_call_in_cbor_fails() {
-    for by_format in FAILING {
-        let server = Server::default();
-        server.0.lock().by_format = Some(by_format);
-        let mut reader = auto(&server);
-        let mut failures = Vec::new();
-        for call in 0..100 {
-            let RecordsOutcome { result, fallback } = reader.read().await;
-            assert_eq!(fallback, None);
-            match result {
-                Ok(read) => assert_eq!(numbers(&read.response), ["1"]),
-                Err(_) => failures.push(call),
-            }
-        }
-        assert_eq!(failures, [0, 1, 3, 7, 15, 31, 63], "the others are made by JSON");
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn shard_is_read_although_each_call_in_cbor_begins_to_fail_after_the_check() {
-    for by_format in FAILING {
-        let server = Server::default();
-        server.0.lock().by_format = Some(by_format);
-        let mut reader = checked(&server).await;
-        for _ in 0..3 {
-            assert_eq!(reader.failure().await.1, None);
-        }
-        for reason in [None, None, Some(FallbackReason::Unsupported), None] {
-            assert_eq!(reader.numbers().await, (vec!["1".into()], reason));
-        }
-        let formats = server.formats().join(" ");
-        assert_eq!(formats, "cbor cbor cbor cbor json cbor json cbor json json");
-    }
-}
-
-#[tokio::test(start_paused = true)]
 async fn repeated_call_that_fails_as_well_proves_nothing() {
     let server = Server::new([
         answer(503, HTML, ""),
@@ -518,7 +451,7 @@ async fn panic_after_a_refusal_is_returned() {
         let mut reader = Reader::new(client, WireFormat::Auto);
         let (failure, fallback) = reader.failure().await;
         assert_eq!((failure.error.kind(), fallback), (ErrorKind::Panicked, None));
-        assert_eq!(server.formats(), [CBOR]);
+        assert_eq!(server.formats(), ["cbor"]);
     }
 }
 
