@@ -142,8 +142,9 @@ impl ShardReader {
         }
         if let ReaderState::Reading { current, .. } = &mut self.state {
             // Releases the memory of the batch, also while the store or the caller holds up the next.
-            let over = current.take_if(|batch| batch.is_over(&self.watermark));
-            drop(over.map(CurrentBatch::end));
+            if let Some(batch) = current.take_if(|batch| batch.is_over(&self.watermark)) {
+                batch.end();
+            }
         }
         if self.close_signal.poll_closed(context).is_ready() {
             return self.stop();
@@ -176,7 +177,7 @@ impl ShardReader {
                     // The lease has ended since the check above.
                     NextRun::Over => return self.stop(),
                     NextRun::Refused => continue,
-                    NextRun::Empty => drop(current.take().map(CurrentBatch::end)),
+                    NextRun::Empty => *current = None,
                 }
             }
             let Poll::Ready(received) = prefetcher.poll_receive(context) else {

@@ -32,15 +32,15 @@ pub(crate) const COMPARED: usize = 10;
 /// More records than a trial fetches.
 pub(crate) const MANY: usize = 100;
 
-const NOT_SPOKEN: Option<FallbackReason> = Some(FallbackReason::NotSpoken);
+const UNSUPPORTED: Option<FallbackReason> = Some(FallbackReason::Unsupported);
 const UNREADABLE: Option<FallbackReason> = Some(FallbackReason::Unreadable);
 const DIFFERENT: Option<FallbackReason> = Some(FallbackReason::Different);
 
 /// Each kind of server, and the reason for which it is read by JSON.
 const SERVERS: [(CborSupport, Option<FallbackReason>); 8] = [
     (CborSupport::Amazon, None),
-    (CborSupport::None, NOT_SPOKEN),
-    (CborSupport::Rejected, NOT_SPOKEN),
+    (CborSupport::None, UNSUPPORTED),
+    (CborSupport::Rejected, UNSUPPORTED),
     (CborSupport::Seconds, None),
     (CborSupport::Text, None),
     (CborSupport::Altered, DIFFERENT),

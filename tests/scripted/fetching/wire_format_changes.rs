@@ -31,8 +31,8 @@ fn is_read(call: &Call) -> bool {
 #[tokio::test(start_paused = true)]
 async fn server_that_stops_to_speak_cbor_is_read_by_json() {
     let cases = [
-        (CborSupport::None, FallbackReason::NotSpoken),
-        (CborSupport::Rejected, FallbackReason::NotSpoken),
+        (CborSupport::None, FallbackReason::Unsupported),
+        (CborSupport::Rejected, FallbackReason::Unsupported),
         (CborSupport::CutShort(16), FallbackReason::Unreadable),
     ];
     for (support, reason) in cases {
