@@ -72,6 +72,11 @@ impl CurrentBatch {
         self.first.is_some_and(|first| delivered(first) >= self.batch.len() as u64)
     }
 
+    /// Drops the batch, whose records are all delivered.
+    pub(super) fn end(self) {
+        self.batch.end();
+    }
+
     /// Takes the next records as a run: at most `most`, and no more than the allowance permits. The
     /// first record of a batch is a run by itself. The last run must have ended.
     pub(super) fn next_run(

@@ -142,7 +142,9 @@ impl ShardReader {
         }
         if let ReaderState::Reading { current, .. } = &mut self.state {
             // Releases the memory of the batch, also while the store or the caller holds up the next.
-            current.take_if(|batch| batch.is_over(&self.watermark));
+            if let Some(batch) = current.take_if(|batch| batch.is_over(&self.watermark)) {
+                batch.end();
+            }
         }
         if self.close_signal.poll_closed(context).is_ready() {
             return self.stop();

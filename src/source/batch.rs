@@ -14,6 +14,7 @@ use std::sync::Arc;
 use super::Position;
 use super::aggregation::{Aggregate, Part, PartCursor};
 use super::hash_range::HashRange;
+use super::memory_budget::HeldMemory;
 use super::response::RecordRange;
 use crate::checkpoint::ByteAllowance;
 use crate::record::{ByteRange, Record, ResponseContext, SequenceNumber};
@@ -23,6 +24,8 @@ use crate::record::{ByteRange, Record, ResponseContext, SequenceNumber};
 pub(crate) struct Batch {
     contents: Arc<Contents>,
     next: Cursor,
+    /// The memory of the response.
+    memory: HeldMemory,
 }
 
 struct Contents {
@@ -68,13 +71,22 @@ impl Batch {
         records: Vec<RecordRange>,
         deaggregate: bool,
         context: ResponseContext,
+        memory: HeldMemory,
     ) -> Self {
         let aggregates = if deaggregate { unpack(&records, &context.buffer) } else { Vec::new() };
         let user_records: usize = aggregates.iter().map(|packed| packed.aggregate.len()).sum();
         let left = records.len() - aggregates.len() + user_records;
         let contents = Contents { records, aggregates, context: Arc::new(context) };
         let next = Cursor { record: 0, aggregated: 0, part: contents.first_part(0), left };
-        Self { contents: Arc::new(contents), next }
+        Self { contents: Arc::new(contents), next, memory }
+    }
+
+    /// Drops a batch whose records are all delivered. The reserve of its shard is free for the next
+    /// response, even if the caller keeps some of them.
+    pub(crate) fn end(self) {
+        let Self { contents, memory, .. } = self;
+        drop(contents);
+        memory.free_reserve();
     }
 
     /// Returns true if some of the records left are aggregated.
@@ -100,7 +112,7 @@ impl Batch {
     /// Skips the records before the position at which an iterator was just created. Stops at the
     /// first record that is not before it: arrival times do not always rise from record to record.
     pub(super) fn skip_past(&mut self, position: &Position) {
-        let Self { contents, next } = self;
+        let Self { contents, next, .. } = self;
         while let Some(record) = contents.records.get(next.record) {
             let number = contents.sequence_number(record);
             if position.is_past(&number, record.arrival()) {

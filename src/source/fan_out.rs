@@ -232,10 +232,10 @@ impl FanOutFetcher {
             }
             self.fetch_state.approach(lag.and(next.as_ref()));
         }
-        let Unpacked { batch, has_invalid_number } = self.fetch_state.unpack(
-            MeasuredRecords { records, buffer: space.hold(buffer), bytes, lag },
-            self.placed,
-        );
+        let (buffer, memory) = space.hold(buffer);
+        let Unpacked { batch, has_invalid_number } = self
+            .fetch_state
+            .unpack(MeasuredRecords { records, buffer, memory, bytes, lag }, self.placed);
         let may_be_behind = lag.is_none_or(|lag| lag > 0);
         self.placed &= may_be_behind && batch.len() == 0;
         let is_empty = batch.len() == 0;

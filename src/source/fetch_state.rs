@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::absent_listings::AbsentListings;
 use super::batch::Batch;
 use super::failure_streak::FailureStreak;
+use super::memory_budget::HeldMemory;
 use super::response::{NamedChild, RecordRange};
 use super::retention::Retention;
 use super::unproven_end::UnprovenEnds;
@@ -114,6 +115,7 @@ pub(super) struct QuietProgress {
 pub(super) struct MeasuredRecords {
     pub(super) records: Vec<RecordRange>,
     pub(super) buffer: Bytes,
+    pub(super) memory: HeldMemory,
     /// The size of all records.
     pub(super) bytes: usize,
     pub(super) lag: Option<i64>,
@@ -259,7 +261,7 @@ impl FetchState {
     /// Returns the records of a response as a batch, without those before the position, and moves
     /// the position. `placed` is true if the server has just begun at the position.
     pub(super) fn unpack(&mut self, response: MeasuredRecords, placed: bool) -> Unpacked {
-        let MeasuredRecords { mut records, buffer, bytes, lag } = response;
+        let MeasuredRecords { mut records, buffer, memory, bytes, lag } = response;
         (self.state.reported_kinds, self.state.failed, self.state.panics) =
             (ErrorKindSet::default(), 0, 0);
         self.forget_failures();
@@ -284,7 +286,7 @@ impl FetchState {
             ack_sink: Arc::clone(&self.ack_sink),
             buffer,
         };
-        let mut batch = Batch::new(records, self.deaggregate, context);
+        let mut batch = Batch::new(records, self.deaggregate, context, memory);
         if placed {
             self.skip_placed(&mut batch);
             if let (0, Some((_, arrival))) = (batch.len(), &last) {

@@ -14,6 +14,9 @@
 //! There is no queue for memory: released memory is never set aside for a fetch that cannot begin
 //! yet. Each shard has its own reserve, so a shard with a waiting caller makes progress regardless
 //! of the memory that other shards hold.
+//!
+//! The reserve is for responses that are not delivered. What the caller keeps of a delivered response
+//! counts towards the budget, even beyond its size.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -23,6 +26,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::demand::{Demand, Urgency};
+use crate::mutex::Mutex;
 
 /// The bytes that each shard may hold in addition to the budget: enough to read a response of 48 KiB.
 pub(super) const RESERVE: usize = 64 * 1024;
@@ -40,7 +44,8 @@ pub(super) fn while_parsed(length: usize) -> usize {
 /// each consumer that is to share it. Cloning is cheap, and all clones share one limit.
 ///
 /// Each shard has a reserve of 64 KiB in addition to the budget. A shard with a waiting
-/// caller therefore makes progress regardless of the memory that other shards and consumers hold.
+/// caller therefore makes progress regardless of the memory that other shards and consumers hold,
+/// and of the records that the caller keeps.
 ///
 /// ```no_run
 /// # fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
@@ -86,6 +91,10 @@ pub(crate) struct Reservation {
     reserved: usize,
     shared: usize,
 }
+
+/// The memory of a response, held by all of its parts.
+#[derive(Debug, Clone)]
+pub(crate) struct HeldMemory(Arc<Mutex<Reservation>>);
 
 impl MemoryBudget {
     /// Creates a budget of `bytes` bytes. A response counts with its length and the index of its
@@ -135,6 +144,11 @@ impl Pool {
     fn try_take(&self, bytes: usize) -> bool {
         let add = |taken: usize| taken.checked_add(bytes).filter(|taken| *taken <= self.size);
         self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).is_ok()
+    }
+
+    /// Takes `bytes` even if fewer are free.
+    fn overdraw(&self, bytes: usize) {
+        self.taken.fetch_add(bytes, Ordering::AcqRel);
     }
 
     fn release(&self, bytes: usize) {
@@ -219,8 +233,18 @@ impl Reservation {
     }
 
     /// Returns the buffer as bytes that keep the reservation until the last of them is dropped.
-    pub(super) fn hold(self, buffer: Vec<u8>) -> Bytes {
-        Bytes::from_owner(CountedBuffer { buffer, _reservation: self })
+    pub(super) fn hold(self, buffer: Vec<u8>) -> (Bytes, HeldMemory) {
+        let memory = HeldMemory(Arc::new(Mutex::new(self)));
+        (Bytes::from_owner(CountedBuffer { buffer, _memory: memory.clone() }), memory)
+    }
+
+    /// Takes the reserved bytes from the budget instead, even if too few are free there.
+    fn free_reserve(&mut self) {
+        let Both { reserve, shared } = &*self.memory.0;
+        let reserved = std::mem::take(&mut self.reserved);
+        shared.pool.overdraw(reserved);
+        reserve.release(reserved);
+        self.shared += reserved;
     }
 
     /// Keeps at most `bytes`, and releases the rest: shared memory first, so that other shards can
@@ -241,6 +265,17 @@ impl Reservation {
     }
 }
 
+impl HeldMemory {
+    /// Frees the reserve of the shard for its next response, once all records of this one are
+    /// delivered. The caller may keep some of them for any time.
+    pub(crate) fn free_reserve(self) {
+        // Otherwise nothing is kept, and the drop releases the memory.
+        if Arc::strong_count(&self.0) > 1 {
+            self.0.lock().free_reserve();
+        }
+    }
+}
+
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.shrink(0);
@@ -250,7 +285,7 @@ impl Drop for Reservation {
 /// A buffer, and the memory that is reserved for it.
 struct CountedBuffer {
     buffer: Vec<u8>,
-    _reservation: Reservation,
+    _memory: HeldMemory,
 }
 
 impl AsRef<[u8]> for CountedBuffer {
@@ -296,12 +331,33 @@ mod tests {
         let budget = MemoryBudget::new(10 * KIBIBYTE);
         let mut space = budget.shard().empty();
         assert!(space.resize(RESERVE + KIBIBYTE));
-        let buffer = space.hold(vec![7; KIBIBYTE]);
+        let (buffer, memory) = space.hold(vec![7; KIBIBYTE]);
+        drop(memory);
         let part = buffer.slice(10..20);
         drop(buffer);
         assert_eq!((&part[..], budget.taken()), (&[7; 10][..], KIBIBYTE));
         drop(part);
         assert_eq!(budget.taken(), 0);
+    }
+
+    #[test]
+    fn kept_part_of_a_delivered_buffer_leaves_the_reserve_to_the_next_one() {
+        let budget = MemoryBudget::new(10 * KIBIBYTE);
+        let shard = budget.shard();
+        for is_kept in [false, true] {
+            let mut space = shard.empty();
+            assert!(space.resize(RESERVE + KIBIBYTE));
+            let (buffer, memory) = space.hold(vec![7; KIBIBYTE]);
+            let kept = is_kept.then(|| buffer.slice(10..20));
+            drop(buffer);
+            memory.free_reserve();
+            let taken = if is_kept { RESERVE + KIBIBYTE } else { 0 };
+            assert_eq!(budget.taken(), taken, "the budget is exceeded");
+            let free = if is_kept { RESERVE } else { RESERVE + 10 * KIBIBYTE };
+            assert_eq!(shard.free(), free);
+            drop(kept);
+            assert_eq!((budget.taken(), shard.free()), (0, RESERVE + 10 * KIBIBYTE));
+        }
     }
 
     #[test]

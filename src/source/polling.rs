@@ -160,10 +160,10 @@ impl PollingFetcher {
             }
             Err(interrupt) => return Err(interrupt),
         };
-        let Unpacked { batch, has_invalid_number } = self.fetch_state.unpack(
-            MeasuredRecords { records, buffer: space.hold(buffer), bytes, lag },
-            self.placed,
-        );
+        let (buffer, memory) = space.hold(buffer);
+        let Unpacked { batch, has_invalid_number } = self
+            .fetch_state
+            .unpack(MeasuredRecords { records, buffer, memory, bytes, lag }, self.placed);
         self.placed &= behind && batch.len() == 0;
         let is_empty = batch.len() == 0;
         if !is_empty || !is_tip || self.fetch_state.state.next_quiet_save.is_none() {

@@ -7,6 +7,7 @@
 mod certificates;
 #[path = "../../examples/support/mod.rs"]
 mod ferrokinesis_server;
+mod formats;
 #[path = "../support/free_port.rs"]
 mod free_port;
 mod http2;
@@ -18,7 +19,7 @@ use scenarios::Source;
 
 mod ferrokinesis {
     use super::scenarios::Source;
-    use super::{Client, ferrokinesis_server, scenarios};
+    use super::{Client, ferrokinesis_server, formats, scenarios};
 
     async fn client() -> Client {
         ferrokinesis_server::start_kinesis().await.expect("expected a free port on 127.0.0.1").0
@@ -66,6 +67,12 @@ mod ferrokinesis {
     async fn task_per_shard_reads_all_records() {
         scenarios::task_per_shard_reads_all_records(&client().await).await;
     }
+
+    /// ferrokinesis writes times in seconds.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn both_formats_read_equal_records() {
+        formats::both_formats_read_equal_records(&client().await).await;
+    }
 }
 
 /// Runs scenarios one after another on one server, because kinesis-local starts slowly.
@@ -78,6 +85,8 @@ async fn kinesis_local_passes_shared_scenarios() {
     scenarios::starting_position_delivers_records_from_there(&client).await;
     scenarios::unknown_stream_is_reported_and_ends(&client).await;
     scenarios::task_per_shard_reads_all_records(&client).await;
+    // kinesis-local writes payloads as text in CBOR too.
+    formats::both_formats_read_equal_records(&client).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,9 +9,32 @@
 
 #[path = "../support/black_hole.rs"]
 mod black_hole;
+mod cbor;
 #[path = "../support/proxy.rs"]
 mod proxy;
 mod server;
+
+/// Runs each of these tests twice: with a consumer that reads by JSON, and with one that reads by CBOR
+/// once it has compared the formats.
+macro_rules! by_both_formats {
+    ($($name:ident,)*) => {
+        $(mod $name {
+            use kinestream::WireFormat;
+
+            #[tokio::test]
+            async fn by_json() {
+                super::$name(WireFormat::Json).await;
+            }
+
+            #[tokio::test]
+            async fn by_cbor() {
+                super::$name(WireFormat::Auto).await;
+            }
+        })*
+    };
+}
+
+mod bodies;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -21,7 +44,7 @@ use futures::StreamExt;
 use kinestream::store::{CheckpointStore, Scope};
 use kinestream::{
     Checkpoint, Consumer, ConsumerBuilder, ErrorKind, Event, Events, MemoryStore, OnTrimmed,
-    Records, ShardId, ShardPosition, StartingPosition,
+    Records, ShardId, ShardPosition, StartingPosition, WireFormat,
 };
 use proxy::Proxy;
 use serde_json::json;
@@ -40,6 +63,7 @@ fn consumer(server: &Server, stream: &str, store: &MemoryStore) -> ConsumerBuild
         .interval(Duration::from_millis(200))
         .discovery_interval(Duration::from_secs(1))
         .checkpoint_interval(Duration::from_millis(50))
+        .wire_format(server.format())
         .store(store.clone())
 }
 
@@ -64,6 +88,27 @@ async fn read(consumer: &Consumer, payloads: std::ops::Range<usize>) -> BTreeMap
     seen
 }
 
+by_both_formats! {
+    unanswered_endpoint_is_retried_and_loses_nothing,
+    empty_answer_for_open_shard_does_not_end_it,
+    end_without_child_shards_skips_no_unread_record,
+    incomplete_listings_finish_and_forget_no_shard,
+    records_put_while_the_first_listing_is_throttled_are_read_from_latest,
+    single_resource_not_found_ends_no_shard,
+    refused_position_is_an_error_before_any_delivery,
+    refused_position_is_a_gap_if_policy_allows,
+    accepted_trimmed_number_is_an_error_before_any_delivery,
+    accepted_trimmed_number_is_a_gap_if_policy_allows,
+    start_at_first_sequence_number_of_shard_is_no_loss,
+    position_of_recreated_stream_is_an_error_or_restarts_by_policy,
+    streams_of_one_name_in_two_regions_have_separate_positions,
+    positions_under_name_migrate_to_their_own_stream,
+    answers_without_length_are_read_at_full_speed_with_small_buffer,
+    answers_with_wrong_length_are_fetched_again,
+    negative_or_absurd_lag_loses_nothing,
+    reordered_or_repeated_records_lose_nothing,
+}
+
 async fn next_payload(records: &mut Records) -> usize {
     let record = timeout(PATIENCE, records.next()).await.expect("expected a record within 60 s");
     let record = record.expect("expected a record").expect("expected no error");
@@ -75,9 +120,8 @@ async fn stored(store: &MemoryStore, stream: &str) -> BTreeMap<String, Checkpoin
     loaded.into_iter().map(|(shard, checkpoint)| (shard.to_string(), checkpoint)).collect()
 }
 
-#[tokio::test]
-async fn unanswered_endpoint_is_retried_and_loses_nothing() {
-    let server = Server::start().await;
+async fn unanswered_endpoint_is_retried_and_loses_nothing(format: WireFormat) {
+    let server = Server::start(format).await;
     server.create("orders", 1, FIRST);
     server.put_all("orders", 0..5, |_| 0);
     let proxy = Proxy::start(server.port()).await;
@@ -85,6 +129,7 @@ async fn unanswered_endpoint_is_retried_and_loses_nothing() {
     let consumer = Consumer::builder(server::client_at(port), "orders")
         .starting_position(StartingPosition::TrimHorizon)
         .interval(Duration::from_millis(200))
+        .wire_format(format)
         .build()
         .unwrap();
     let (mut records, mut events) = (consumer.records(), consumer.events());
@@ -111,9 +156,8 @@ async fn unanswered_endpoint_is_retried_and_loses_nothing() {
     }
 }
 
-#[tokio::test]
-async fn empty_answer_for_open_shard_does_not_end_it() {
-    let server = Server::start().await;
+async fn empty_answer_for_open_shard_does_not_end_it(format: WireFormat) {
+    let server = Server::start(format).await;
     server.create("orders", 2, FIRST);
     let store = MemoryStore::new();
     let mut calls = 0;
@@ -141,9 +185,8 @@ async fn empty_answer_for_open_shard_does_not_end_it() {
     assert!(stored.values().all(|at| *at != Checkpoint::ShardEnd), "{stored:?}");
 }
 
-#[tokio::test]
-async fn end_without_child_shards_skips_no_unread_record() {
-    let server = Server::start().await;
+async fn end_without_child_shards_skips_no_unread_record(format: WireFormat) {
+    let server = Server::start(format).await;
     server.create("orders", 1, FIRST);
     server.put_all("orders", 0..10, |_| 0);
     server.split("orders", 0);
@@ -166,9 +209,8 @@ async fn end_without_child_shards_skips_no_unread_record() {
     assert!(seen.values().all(|times| *times == 1), "expected each record once: {seen:?}");
 }
 
-#[tokio::test]
-async fn incomplete_listings_finish_and_forget_no_shard() {
-    let server = Server::start().await;
+async fn incomplete_listings_finish_and_forget_no_shard(format: WireFormat) {
+    let server = Server::start(format).await;
     server.create("orders", 2, FIRST);
     server.put_all("orders", 0..10, |payload| payload % 2);
     server.split("orders", 0);
@@ -208,9 +250,8 @@ async fn incomplete_listings_finish_and_forget_no_shard() {
     assert!(seen.keys().all(|payload| *payload >= 20), "expected no finished record: {seen:?}");
 }
 
-#[tokio::test]
-async fn records_put_while_the_first_listing_is_throttled_are_read_from_latest() {
-    let server = Server::start().await;
+async fn records_put_while_the_first_listing_is_throttled_are_read_from_latest(format: WireFormat) {
+    let server = Server::start(format).await;
     server.create("orders", 1, FIRST);
     server.put("orders", 0, 1000);
     // The server keeps times in seconds, so the old record must be more than a second older.
@@ -236,9 +277,8 @@ async fn records_put_while_the_first_listing_is_throttled_are_read_from_latest()
     assert!(!seen.contains_key(&1000), "expected no record from before the first poll");
 }
 
-#[tokio::test]
-async fn single_resource_not_found_ends_no_shard() {
-    let server = Server::start().await;
+async fn single_resource_not_found_ends_no_shard(format: WireFormat) {
+    let server = Server::start(format).await;
     server.create("orders", 1, FIRST);
     server.put_all("orders", 0..10, |_| 0);
     let mut left = [("ListShards", 1), ("GetShardIterator", 1), ("GetRecords", 1)];
@@ -257,8 +297,12 @@ async fn single_resource_not_found_ends_no_shard() {
 /// Runs a consumer once, then trims the records 5 to 9. The server then refuses the stored
 /// position, or accepts it and returns records from the oldest kept one. Users of Kinesis have
 /// reported both.
-async fn trimmed_between_two_runs(policy: OnTrimmed, accepted: bool) -> (Server, Consumer) {
-    let server = Server::start().await;
+async fn trimmed_between_two_runs(
+    format: WireFormat,
+    policy: OnTrimmed,
+    accepted: bool,
+) -> (Server, Consumer) {
+    let server = Server::start(format).await;
     server.create("orders", 1, FIRST);
     server.put_all("orders", 0..5, |_| 0);
     let store = MemoryStore::new();
@@ -285,36 +329,32 @@ async fn reports_gap(events: Events) -> bool {
     timeout(PATIENCE, std::pin::pin!(reported)).await.expect("expected the events to end")
 }
 
-#[tokio::test]
-async fn refused_position_is_an_error_before_any_delivery() {
-    let (_server, consumer) = trimmed_between_two_runs(OnTrimmed::Fail, false).await;
+async fn refused_position_is_an_error_before_any_delivery(format: WireFormat) {
+    let (_server, consumer) = trimmed_between_two_runs(format, OnTrimmed::Fail, false).await;
     let mut records = consumer.records();
     let next = timeout(PATIENCE, records.next()).await.expect("expected an error in time").unwrap();
     let error = next.expect_err("expected an error before the first record");
     assert_eq!(error.kind(), ErrorKind::Trimmed);
 }
 
-#[tokio::test]
-async fn refused_position_is_a_gap_if_policy_allows() {
-    let (_server, consumer) = trimmed_between_two_runs(OnTrimmed::TrimHorizon, false).await;
+async fn refused_position_is_a_gap_if_policy_allows(format: WireFormat) {
+    let (_server, consumer) = trimmed_between_two_runs(format, OnTrimmed::TrimHorizon, false).await;
     let events = consumer.events();
     read(&consumer, 10..12).await;
     drop(consumer);
     assert!(reports_gap(events).await, "expected a gap event");
 }
 
-#[tokio::test]
-async fn accepted_trimmed_number_is_an_error_before_any_delivery() {
-    let (_server, consumer) = trimmed_between_two_runs(OnTrimmed::Fail, true).await;
+async fn accepted_trimmed_number_is_an_error_before_any_delivery(format: WireFormat) {
+    let (_server, consumer) = trimmed_between_two_runs(format, OnTrimmed::Fail, true).await;
     let mut records = consumer.records();
     let next = timeout(PATIENCE, records.next()).await.expect("expected an error in time").unwrap();
     let error = next.expect_err("expected an error before the first record");
     assert_eq!(error.kind(), ErrorKind::Trimmed);
 }
 
-#[tokio::test]
-async fn accepted_trimmed_number_is_a_gap_if_policy_allows() {
-    let (_server, consumer) = trimmed_between_two_runs(OnTrimmed::TrimHorizon, true).await;
+async fn accepted_trimmed_number_is_a_gap_if_policy_allows(format: WireFormat) {
+    let (_server, consumer) = trimmed_between_two_runs(format, OnTrimmed::TrimHorizon, true).await;
     let events = consumer.events();
     read(&consumer, 10..12).await;
     drop(consumer);
@@ -323,9 +363,8 @@ async fn accepted_trimmed_number_is_a_gap_if_policy_allows() {
 
 /// No record has the starting sequence number of a shard, but no record is missing before the first
 /// one.
-#[tokio::test]
-async fn start_at_first_sequence_number_of_shard_is_no_loss() {
-    let server = Server::start().await;
+async fn start_at_first_sequence_number_of_shard_is_no_loss(format: WireFormat) {
+    let server = Server::start(format).await;
     server.create("orders", 1, FIRST);
     server.put_all("orders", 0..5, |_| 0);
     let shard: ShardId = "shardId-000000000000".parse().unwrap();
@@ -340,10 +379,9 @@ async fn start_at_first_sequence_number_of_shard_is_no_loss() {
     );
 }
 
-#[tokio::test]
-async fn position_of_recreated_stream_is_an_error_or_restarts_by_policy() {
+async fn position_of_recreated_stream_is_an_error_or_restarts_by_policy(format: WireFormat) {
     for policy in [OnTrimmed::Fail, OnTrimmed::TrimHorizon] {
-        let server = Server::start().await;
+        let server = Server::start(format).await;
         server.create("orders", 2, FIRST);
         server.put_all("orders", 0..6, |payload| payload % 2);
         // Closes a shard, so that its end is stored.
@@ -367,9 +405,8 @@ async fn position_of_recreated_stream_is_an_error_or_restarts_by_policy() {
 const HERE: &str = "arn:aws:kinesis:eu-west-1:123456789012:stream/orders";
 const THERE: &str = "arn:aws:kinesis:us-east-1:123456789012:stream/orders";
 
-#[tokio::test]
-async fn streams_of_one_name_in_two_regions_have_separate_positions() {
-    let server = Server::start().await;
+async fn streams_of_one_name_in_two_regions_have_separate_positions(format: WireFormat) {
+    let server = Server::start(format).await;
     server.create(HERE, 2, FIRST);
     server.create(THERE, 2, LATER);
     let store = MemoryStore::new();
@@ -387,9 +424,8 @@ async fn streams_of_one_name_in_two_regions_have_separate_positions() {
 }
 
 /// Builds consumers from ARNs of two regions, after a consumer has read one of the streams by name.
-#[tokio::test]
-async fn positions_under_name_migrate_to_their_own_stream() {
-    let server = Server::start().await;
+async fn positions_under_name_migrate_to_their_own_stream(format: WireFormat) {
+    let server = Server::start(format).await;
     server.create("orders", 2, LATER);
     server.create(HERE, 2, LATER);
     server.create(THERE, 2, FIRST);
@@ -407,7 +443,7 @@ async fn positions_under_name_migrate_to_their_own_stream() {
 
 #[tokio::test]
 async fn refused_page_tokens_are_retried_with_back_off() {
-    let server = Server::start().await;
+    let server = Server::start(WireFormat::Auto).await;
     server.create("orders", 1, FIRST);
     server.rule(|call| {
         if call.operation == "ListShards" {
@@ -427,7 +463,7 @@ async fn refused_page_tokens_are_retried_with_back_off() {
 
 #[tokio::test]
 async fn repeated_page_token_causes_no_endless_listing() {
-    let server = Server::start().await;
+    let server = Server::start(WireFormat::Auto).await;
     server.create("orders", 1, FIRST);
     let mut listings = 0;
     server.rule(move |call| {
@@ -453,9 +489,8 @@ async fn repeated_page_token_causes_no_endless_listing() {
 
 /// A response without Content-Length, as after a proxy that removes it, must not count as one of
 /// the maximum size.
-#[tokio::test]
-async fn answers_without_length_are_read_at_full_speed_with_small_buffer() {
-    let server = Server::start().await;
+async fn answers_without_length_are_read_at_full_speed_with_small_buffer(format: WireFormat) {
+    let server = Server::start(format).await;
     server.create("orders", 4, FIRST);
     server.put_all("orders", 0..4000, |payload| payload % 4);
     server.lengths(|| Length::Unknown);
@@ -470,10 +505,9 @@ async fn answers_without_length_are_read_at_full_speed_with_small_buffer() {
 }
 
 /// A response that is longer or shorter than its Content-Length is fetched again.
-#[tokio::test]
-async fn answers_with_wrong_length_are_fetched_again() {
+async fn answers_with_wrong_length_are_fetched_again(format: WireFormat) {
     for wrong in [Length::Times(0.5), Length::Times(0.99), Length::Times(2.0), Length::Largest] {
-        let server = Server::start().await;
+        let server = Server::start(format).await;
         server.create("orders", 1, FIRST);
         server.put_all("orders", 0..300, |_| 0);
         let store = MemoryStore::new();
@@ -488,10 +522,9 @@ async fn answers_with_wrong_length_are_fetched_again() {
     }
 }
 
-#[tokio::test]
-async fn negative_or_absurd_lag_loses_nothing() {
+async fn negative_or_absurd_lag_loses_nothing(format: WireFormat) {
     for lag in [-1, i64::MIN, i64::MAX] {
-        let server = Server::start().await;
+        let server = Server::start(format).await;
         server.create("orders", 1, FIRST);
         server.put_all("orders", 0..10, |_| 0);
         server.rule(move |call| {
@@ -527,9 +560,8 @@ async fn negative_or_absurd_lag_loses_nothing() {
 }
 
 /// Records may be delivered twice, but none is lost, also across restarts.
-#[tokio::test]
-async fn reordered_or_repeated_records_lose_nothing() {
-    let server = Server::start().await;
+async fn reordered_or_repeated_records_lose_nothing(format: WireFormat) {
+    let server = Server::start(format).await;
     server.create("orders", 1, FIRST);
     server.put_all("orders", 0..12, |_| 0);
     let (mut calls, mut before) = (0, json!([]));

@@ -15,10 +15,13 @@ use aws_sdk_kinesis::config::{BehaviorVersion, Config, Credentials, Region};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::stream;
+use kinestream::WireFormat;
 use serde_json::{Value, json};
+
+use crate::cbor;
 
 /// A call and its correct response.
 pub(crate) struct Call<'a> {
@@ -47,6 +50,23 @@ pub(crate) enum Length {
 
 type Rule = Box<dyn FnMut(&mut Call<'_>) + Send>;
 
+/// A response to `GetRecords`, before it is encoded.
+pub(crate) struct Reply<'a> {
+    pub(crate) request: &'a Value,
+    pub(crate) value: Value,
+    pub(crate) content_type: Option<&'static str>,
+    /// Alters the encoded body.
+    pub(crate) body: Option<fn(&mut Vec<u8>, usize)>,
+    /// The argument of `body`.
+    pub(crate) argument: usize,
+    pub(crate) length: Length,
+}
+
+type Replies = Box<dyn FnMut(&mut Reply<'_>) + Send>;
+
+pub(crate) const JSON: &str = "application/x-amz-json-1.1";
+pub(crate) const CBOR: &str = "application/x-amz-cbor-1.1";
+
 /// The chunk size of a response in bytes.
 const CHUNK: usize = 4096;
 
@@ -68,9 +88,10 @@ pub(crate) struct Shard {
 #[derive(Default)]
 struct Contents {
     streams: BTreeMap<String, Vec<Shard>>,
-    calls: Vec<(String, Value)>,
+    /// The operation and the request of each call, and whether it was made by CBOR.
+    calls: Vec<(String, Value, bool)>,
     rule: Option<Rule>,
-    lengths: Option<Box<dyn FnMut() -> Length + Send>>,
+    replies: Option<Replies>,
 }
 
 /// Returns a client for this port.
@@ -92,16 +113,22 @@ pub(crate) struct Server {
     contents: Arc<Mutex<Contents>>,
     started: Instant,
     port: u16,
+    format: WireFormat,
 }
 
 impl Server {
-    pub(crate) async fn start() -> Self {
+    /// Starts a server that speaks JSON and CBOR, for consumers of this format.
+    pub(crate) async fn start(format: WireFormat) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let server = Self { contents: Arc::default(), started: Instant::now(), port };
+        let server = Self { contents: Arc::default(), started: Instant::now(), port, format };
         let app = Router::new().fallback(answer).with_state(server.clone());
         tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
         server
+    }
+
+    pub(crate) fn format(&self) -> WireFormat {
+        self.format
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -186,8 +213,25 @@ impl Server {
     }
 
     /// Declares the lengths of all later `GetRecords` responses as `lengths` returns.
-    pub(crate) fn lengths(&self, lengths: impl FnMut() -> Length + Send + 'static) {
-        self.lock().lengths = Some(Box::new(lengths));
+    pub(crate) fn lengths(&self, mut lengths: impl FnMut() -> Length + Send + 'static) {
+        self.replies(move |reply| reply.length = lengths());
+    }
+
+    /// Applies `alter` to all later successful `GetRecords` responses.
+    pub(crate) fn replies(&self, alter: impl FnMut(&mut Reply<'_>) + Send + 'static) {
+        self.lock().replies = Some(Box::new(alter));
+    }
+
+    /// Returns the number of calls by CBOR and by JSON for records of a stream.
+    pub(crate) fn formats(&self, stream: &str) -> [usize; 2] {
+        let contents = self.lock();
+        let calls = contents.calls.iter().filter(|(_, request, _)| {
+            request["ShardIterator"]
+                .as_str()
+                .is_some_and(|token| token.split('|').next() == Some(stream))
+        });
+        let by_cbor: Vec<bool> = calls.map(|(.., is_cbor)| *is_cbor).collect();
+        [true, false].map(|format| by_cbor.iter().filter(|is_cbor| **is_cbor == format).count())
     }
 
     /// Removes the rule, so that all later responses are correct.
@@ -196,7 +240,7 @@ impl Server {
     }
 
     pub(crate) fn count(&self, operation: &str) -> usize {
-        self.lock().calls.iter().filter(|(called, _)| called == operation).count()
+        self.lock().calls.iter().filter(|(called, ..)| called == operation).count()
     }
 
     fn lock(&self) -> MutexGuard<'_, Contents> {
@@ -207,42 +251,70 @@ impl Server {
 async fn answer(State(server): State<Server>, headers: HeaderMap, body: Bytes) -> Response {
     let target = headers.get("x-amz-target").and_then(|target| target.to_str().ok());
     let operation = target.and_then(|target| target.split('.').next_back()).unwrap_or_default();
-    let request: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let is_cbor = headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == CBOR);
+    assert!(!is_cbor || operation == "GetRecords", "expected only GetRecords by CBOR");
+    let request: Value = if is_cbor {
+        cbor::decode(&body)
+    } else {
+        serde_json::from_slice(&body).unwrap_or_default()
+    };
     let mut contents = server.lock();
-    contents.calls.push((operation.to_owned(), request.clone()));
+    contents.calls.push((operation.to_owned(), request.clone(), is_cbor));
     let truth = contents.serve(operation, &request);
     let mut call = Call { operation, request: &request, truth, age: server.started.elapsed() };
     if let Some(mut rule) = contents.rule.take() {
         rule(&mut call);
         contents.rule.get_or_insert(rule);
     }
-    let length = match &mut contents.lengths {
-        Some(lengths) if operation == "GetRecords" => lengths(),
-        _ => Length::True,
+    let is_success = call.truth.is_ok();
+    let value = match call.truth {
+        Ok(value) => value,
+        Err((code, message)) => json!({ "__type": code, "message": message }),
     };
-    let (status, body) = match call.truth {
-        Ok(body) => (StatusCode::OK, body),
-        Err((code, message)) => {
-            (StatusCode::BAD_REQUEST, json!({ "__type": code, "message": message }))
-        }
+    let mut reply = Reply {
+        request: &request,
+        value,
+        content_type: Some(if is_cbor { CBOR } else { JSON }),
+        body: None,
+        argument: 0,
+        length: Length::True,
     };
-    let content_type = [(header::CONTENT_TYPE, "application/x-amz-json-1.1")];
-    (status, content_type, declared(body.to_string(), length)).into_response()
+    if let Some(alter) =
+        contents.replies.as_mut().filter(|_| is_success && operation == "GetRecords")
+    {
+        alter(&mut reply);
+    }
+    let mut body = if is_cbor {
+        cbor::encode(&reply.value)
+    } else {
+        reply.value.to_string().replace(&format!("\"{}", cbor::AGAIN), "\"").into_bytes()
+    };
+    if let Some(alter) = reply.body {
+        alter(&mut body, reply.argument);
+    }
+    let mut response = declared(body.into(), reply.length);
+    if !is_success {
+        *response.status_mut() = StatusCode::BAD_REQUEST;
+    }
+    if let Some(content_type) = reply.content_type {
+        let content_type = HeaderValue::from_static(content_type);
+        response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    }
+    response
 }
 
 /// Returns a response with this body and declared length.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
-fn declared(text: String, length: Length) -> Response {
+fn declared(body: Bytes, length: Length) -> Response {
     let declared = match length {
-        Length::True => return text.into_response(),
+        Length::True => return Body::from(body).into_response(),
         Length::Unknown => None,
-        Length::Times(times) => Some((text.len() as f64 * times) as u64),
+        Length::Times(times) => Some((body.len() as f64 * times) as u64),
         Length::Largest => Some(u64::MAX / 2),
     };
-    let text = Bytes::from(text);
-    let chunks = (0..text.len())
+    let chunks = (0..body.len())
         .step_by(CHUNK)
-        .map(move |begin| Ok::<_, Infallible>(text.slice(begin..text.len().min(begin + CHUNK))));
+        .map(move |begin| Ok::<_, Infallible>(body.slice(begin..body.len().min(begin + CHUNK))));
     let mut response = Body::from_stream(stream::iter(chunks)).into_response();
     if let Some(length) = declared {
         response.headers_mut().insert(header::CONTENT_LENGTH, length.into());

@@ -118,8 +118,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a failed shard keeps its lease",
         file: "shard/reader.rs",
-        right: "(self.ended)(ReadOutcome::Failed { has_delivered: self.has_delivered });",
-        wrong: "let _ = ReadOutcome::Failed { has_delivered: self.has_delivered };",
+        right: "self.report.failed(self.has_delivered);",
+        wrong: "self.report.cancel();",
         breaks: &["Progress", "Evenness", "EventsAreTrue"],
     },
     Mistake {

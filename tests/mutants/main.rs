@@ -1,4 +1,5 @@
-//! Mutation tests of the simulations: each deliberate bug must be found by one of them.
+//! Mutation tests: each deliberate bug must be found by one of the simulations, or by a named test of
+//! the scripted suite.
 //!
 //! Each bug is made in a copy of the crate, in a piece of source text that must occur exactly once,
 //! so that no bug becomes outdated unnoticed. All bugs are compiled into one copy, each behind a
@@ -17,6 +18,7 @@
 mod fleets;
 mod reader;
 mod remembered;
+mod scripted;
 mod servers;
 mod switch;
 
@@ -38,7 +40,7 @@ struct Mistake {
     file: &'static str,
     right: &'static str,
     wrong: &'static str,
-    /// The promises that the bug may break.
+    /// The promises that the bug may break, or the tests of the scripted suite that it breaks.
     breaks: &'static [&'static str],
 }
 
@@ -128,6 +130,19 @@ impl Copy {
         assert!(report.contains("running 1 test"), "expected the simulation to run:\n{report}");
         (!output.status.success()).then_some(report)
     }
+
+    /// Runs one test of a suite. Returns true if it passes.
+    fn passes(&self, binary: &Path, test: &str, number: Option<usize>) -> bool {
+        let mut command = Command::new(binary);
+        command.args(["--exact", test]).current_dir(&self.folder);
+        if let Some(number) = number {
+            command.env(switch::CHOICE, number.to_string());
+        }
+        let output = command.output().unwrap();
+        let report = String::from_utf8_lossy(&output.stdout);
+        assert!(report.contains("running 1 test\n"), "expected a test {test}:\n{report}");
+        output.status.success()
+    }
 }
 
 /// The copy with each bug behind its switch.
@@ -157,15 +172,16 @@ static WOVEN: LazyLock<Woven> = LazyLock::new(|| {
     let library = copy.source("lib.rs");
     let text = fs::read_to_string(&library).unwrap() + switch::SWITCH;
     fs::write(library, text).unwrap();
-    let binaries = copy.build(&SEEDS.map(|(test, _)| test), "1");
+    let binaries = copy.build(&LISTS.map(|(suite, _)| suite), "1");
     Woven { copy, binaries, alone }
 });
 
-/// The simulations, each with the bugs that it must find.
-const LISTS: [(&str, &[Mistake]); 3] = [
+/// The suites, each with the bugs that it must find.
+const LISTS: [(&str, &[Mistake]); 4] = [
     ("simulation", reader::MISTAKES),
     ("fleets", fleets::MISTAKES),
     ("servers", servers::MISTAKES),
+    ("scripted", scripted::MISTAKES),
 ];
 
 fn all() -> impl Iterator<Item = (&'static str, &'static Mistake)> {

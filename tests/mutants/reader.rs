@@ -6,7 +6,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a record is acknowledged on delivery",
         file: "shard/delivery.rs",
-        right: "self.unacknowledged = Some(record.number);",
+        right: "self.unacknowledged = Some((record.number, record.position()));",
         wrong: "record.ack();",
         breaks: &["NotPastUnfinished"],
     },
@@ -41,8 +41,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a new iterator starts where the reader started",
         file: "source/fetch_state.rs",
-        right: "if let (1.., Some((Ok(last), arrival))) = (batch.len(), last) {",
-        wrong: "if let (1.., Some((Ok(last), arrival))) = (batch.len() * 0, last) {",
+        right: "if let (1.., Some((last, arrival))) = (batch.len(), last) {",
+        wrong: "if let (1.., Some((last, arrival))) = (batch.len() * 0, last) {",
         breaks: &["Order"],
     },
     Mistake {
@@ -110,7 +110,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "a response is read without memory for it",
-        file: "source/response_memory.rs",
+        file: "source/get_records/memory.rs",
         right: "if bytes <= self.space.taken() || self.space.resize(bytes) {",
         wrong: "if bytes <= self.space.taken() || self.space.resize(bytes) || bytes > 0 {",
         breaks: &["MemoryBudget"],
@@ -146,15 +146,15 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "the rest of a batch is dropped after a run",
         file: "shard/delivery.rs",
-        right: "SlotState::Taken(self.buffer)\n",
-        wrong: "SlotState::Empty\n",
+        right: "self.batch.advance(usize::try_from(records).unwrap_or(usize::MAX));",
+        wrong: "self.batch.advance(if records > 0 { usize::MAX } else { 0 });",
         breaks: &["NothingIsLost", "NotPastUnfinished"],
     },
     Mistake {
         what: "a position returns to the start at every third record",
         file: "checkpoint/watermark/state.rs",
-        right: "self.position = Some(*mark);",
-        wrong: "self.position = Some(if self.prefix % 3 == 2 { PositionBuf::default() } else { *mark });",
+        right: "self.position = Some(position);",
+        wrong: "self.position = (self.prefix % 3 != 2).then_some(position);",
         breaks: &["NeverBackwards", "FewRepeats"],
     },
     Mistake {
@@ -236,23 +236,23 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "an acknowledged user record acknowledges its whole aggregated record",
-        file: "record/position_buf.rs",
-        right: "record.is_inner.then_some(record.sub_sequence_number)",
-        wrong: "(record.is_inner && record.sub_sequence_number > 1_000).then_some(1)",
+        file: "record.rs",
+        right: "part: self.is_inner.then_some(self.sub_sequence_number),",
+        wrong: "part: (self.is_inner && self.sub_sequence_number > 1_000).then_some(1),",
         breaks: &["NotPastUnfinished"],
     },
     Mistake {
         what: "a restart redelivers an aggregated record from its first user record",
         file: "source/batch.rs",
-        right: "self.skip_through(*part);",
+        right: "contents.skip_parts(next, *part);",
         wrong: "let _ = part;",
         breaks: &["FewRepeats"],
     },
     Mistake {
         what: "an acknowledged user record also acknowledges the next one",
         file: "source/batch.rs",
-        right: "self.skip_through(*part);",
-        wrong: "self.skip_through(*part + 1);",
+        right: "contents.skip_parts(next, *part);",
+        wrong: "contents.skip_parts(next, *part + 1);",
         breaks: &["NothingIsLost"],
     },
     Mistake {
@@ -272,8 +272,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "an idle shard passes unacknowledged records",
         file: "checkpoint/watermark/state.rs",
-        right: "Some((number, passed)) if number == self.prefix => {",
-        wrong: "Some((number, passed)) if number >= self.prefix => {",
+        right: "if *number > self.prefix {\n            return false;\n        }\n        let passed = self.passed.take().filter(|(number, _)| *number == self.prefix);",
+        wrong: "let _ = number;\n        let passed = self.passed.take().filter(|(number, _)| *number >= self.prefix);",
         breaks: &["NotPastUnfinished"],
     },
     Mistake {
@@ -331,7 +331,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         what: "a shard counts as gone after one call that does not find it",
         file: "source/fetch_state.rs",
         right: "RetryAction::Gone => return self.not_found(error).await,",
-        wrong: "RetryAction::Gone => return Err(StreamError::last(error)),",
+        wrong: "RetryAction::Gone => return Err(Interrupt::Failed(error)),",
         breaks: &["FewErrors", "Progress"],
     },
     Mistake {
@@ -419,10 +419,17 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["HealthIsTrue"],
     },
     Mistake {
-        what: "a missing required member is read as its default",
+        what: "a missing required member of a pushed event is read as its default",
         file: "source/field_scanner.rs",
         right: "NamedFields { records: self.records || self.is_foreign, lag: self.lag || self.is_foreign }",
         wrong: "NamedFields { records: true, lag: true }",
+        breaks: &["NothingIsLost", "LossesAreReported", "ParentsFirst"],
+    },
+    Mistake {
+        what: "a response that lacks its records is read as an empty one",
+        file: "source/polling.rs",
+        right: "let lacks_records = records.is_none();",
+        wrong: "let lacks_records = records.is_none() && false;",
         breaks: &["NothingIsLost", "LossesAreReported", "ParentsFirst"],
     },
     Mistake {
@@ -456,8 +463,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a decision to continue at the latest is not stored",
         file: "source/loss.rs",
-        right: "self.state.trimmed_position = Some((after.clone(), now));",
-        wrong: "self.state.trimmed_position = None;",
+        right: "if is_moved { Err(Interrupt::Moved { after, until: now }) } else { Ok(()) }",
+        wrong: "let _ = (after, is_moved);\n        Ok(())",
         breaks: &["NothingIsLost"],
     },
     Mistake {
@@ -505,8 +512,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a panic is not reported if the response lacks memory",
         file: "source/polling.rs",
-        right: "was_short && failure.error.kind() != ErrorKind::Panicked",
-        wrong: "was_short",
+        right: "was_rejected && failure.error.kind() != ErrorKind::Panicked",
+        wrong: "was_rejected",
         breaks: &["PanicsAreReported"],
     },
     Mistake {
@@ -554,8 +561,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a sound subscription before the position does not continue where the last one ended",
         file: "source/fan_out.rs",
-        right: "if first.is_none() {",
-        wrong: "if first.is_none() && beginning == Beginning::Undecided {",
+        right: "if !has_records {",
+        wrong: "if !has_records && beginning == Beginning::Undecided {",
         breaks: &["NothingIsLost", "Progress"],
     },
     Mistake {

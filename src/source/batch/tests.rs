@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::checkpoint::{Checkpoint, InFlightConfig, Watermark};
 use crate::record::EncryptionType;
+use crate::source::memory_budget::MemoryBudget;
 
 /// A record of a response: plain, or aggregated with this many user records.
 type Packed = Option<usize>;
@@ -55,7 +56,8 @@ fn batch(packed: &[Packed]) -> (Batch, Vec<Expected>) {
         ack_sink: Arc::new(Watermark::new(|_| {})),
         buffer: buffer.into(),
     };
-    (Batch::new(records, true, context), expected)
+    let (_, memory) = MemoryBudget::new(1).shard().empty().hold(Vec::new());
+    (Batch::new(records, true, context, memory), expected)
 }
 
 fn delivered(record: &Record) -> Expected {

@@ -1,0 +1,68 @@
+//! The bugs that a named test of the scripted suite must find. Each test named for a bug must fail.
+
+use std::sync::PoisonError;
+
+use super::{Mistake, ONE, WOVEN, all};
+
+pub(crate) const MISTAKES: &[Mistake] = &[
+    Mistake {
+        what: "records of the trial of CBOR are delivered without a comparison",
+        file: "source/wire_format.rs",
+        right: "Records if is_trial => return Reaction::Repeat(RepeatCause::Check),",
+        wrong: "Records if is_trial => self.phase = Phase::Checked,",
+        breaks: &[
+            "fetching::wire_format::records_of_every_server_are_unaltered",
+            "fetching::wire_format::one_response_per_consumer_is_compared",
+        ],
+    },
+    Mistake {
+        what: "a foreign 503 settles on JSON",
+        file: "source/wire_format.rs",
+        right: "Foreign { is_server_error } if !(self.is_heard && is_server_error) => {",
+        wrong: "Foreign { is_server_error } if is_server_error || !self.is_heard => {",
+        breaks: &[
+            "fetching::wire_format_changes::failures_of_the_front_end_now_and_then_keep_cbor",
+        ],
+    },
+    Mistake {
+        what: "a batch moves forward by the length of a run instead of its delivered records",
+        file: "shard/delivery.rs",
+        right: "        let (batch, guard) = (self.batch.clone(), Arc::clone(lease_handle.guard()));\n",
+        wrong: "        let (batch, guard) = (self.batch.clone(), Arc::clone(lease_handle.guard()));\n\
+                self.batch.advance(left);\n\
+                self.first = Some(next + left as u64);\n",
+        breaks: &[
+            "store::store_outages::records_left_in_a_run_are_delivered_after_its_lease_is_restored",
+        ],
+    },
+    Mistake {
+        what: "the memory of a response is released when it is decoded",
+        file: "source/get_records.rs",
+        right: "let space = memory.keep(response.memory());",
+        wrong: "let space = memory.keep(response.memory() * 0);",
+        breaks: &["delivery::kept_records::response_counts_until_its_last_part_is_dropped"],
+    },
+];
+
+#[test]
+#[ignore = "builds the crate with all bugs, which takes minutes"]
+fn scripted_test_named_for_each_bug_fails() {
+    let _alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let only = std::env::var("MISTAKE").unwrap_or_default();
+    let is_wanted = |mistake: &Mistake| mistake.what.contains(&only);
+    let bugs = all().enumerate().filter(|(_, (suite, bug))| *suite == "scripted" && is_wanted(bug));
+    let mut missed = Vec::new();
+    for (number, (suite, bug)) in bugs {
+        assert!(!WOVEN.alone.contains(&number), "expected a bug in a function body: {}", bug.what);
+        for test in bug.breaks {
+            let binary = &WOVEN.binaries[suite];
+            assert!(WOVEN.copy.passes(binary, test, None), "expected {test} to pass without a bug");
+            let is_found = !WOVEN.copy.passes(binary, test, Some(number));
+            println!("{}: {} by {test}", bug.what, if is_found { "found" } else { "not found" });
+            if !is_found {
+                missed.push((bug.what, test));
+            }
+        }
+    }
+    assert!(missed.is_empty(), "expected each bug to be found by each of its tests: {missed:#?}");
+}
