@@ -18,6 +18,7 @@ mod delivery {
     mod checkpoints;
     mod exactly_once_recipe;
     #[cfg(feature = "metrics")]
+    mod kept_records;
     mod panics;
     pub(crate) mod polling;
     mod stalls;
