@@ -185,7 +185,8 @@ async fn put_various(kinesis: &Kinesis, shard: &Shard) -> Vec<(SystemTime, Strin
         sleep(Duration::from_millis(number as u64 * 7)).await;
         let key = ["key", "kéy-1", "\u{1f980}", "\"\\\u{1}"][number % 4].to_owned();
         let length = [0, 1, 300, 5000][number / 4 % 4];
-        let data: Vec<u8> = (0..length).map(|byte| (byte * 31 + number) as u8).collect();
+        let data: Vec<u8> =
+            (0..length).map(|byte| ((byte * 31 + number) % 251).try_into().unwrap()).collect();
         shard.put_as(&key, data.clone());
         put.push((kinesis.now(), key, data));
     }
