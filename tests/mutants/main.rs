@@ -58,8 +58,16 @@ impl Copy {
         let folder = target.join(name);
         let _not_there = fs::remove_dir_all(&folder);
         let origin = Path::new(env!("CARGO_MANIFEST_DIR"));
-        for part in ["src", "tests", "examples", "benches", "Cargo.toml", "Cargo.lock", "README.md"]
-        {
+        for part in [
+            "src",
+            "tests",
+            "examples",
+            "benches",
+            "dashboards",
+            "Cargo.toml",
+            "Cargo.lock",
+            "README.md",
+        ] {
             copy(&origin.join(part), &folder.join(part));
         }
         // The copy needs another version. Otherwise Cargo takes its build output for that of the
