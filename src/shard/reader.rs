@@ -140,11 +140,11 @@ impl ShardReader {
         if self.is_done() {
             return Poll::Ready(None);
         }
-        if let ReaderState::Reading { current, .. } = &mut self.state
-            && let Some(over) = current.take_if(|batch| batch.is_over(&self.watermark))
-        {
+        if let ReaderState::Reading { current, .. } = &mut self.state {
             // Releases the memory of the batch, also while the store or the caller holds up the next.
-            over.end();
+            if let Some(batch) = current.take_if(|batch| batch.is_over(&self.watermark)) {
+                batch.end();
+            }
         }
         if self.close_signal.poll_closed(context).is_ready() {
             return self.stop();
@@ -177,11 +177,7 @@ impl ShardReader {
                     // The lease has ended since the check above.
                     NextRun::Over => return self.stop(),
                     NextRun::Refused => continue,
-                    NextRun::Empty => {
-                        if let Some(over) = current.take() {
-                            over.end();
-                        }
-                    }
+                    NextRun::Empty => *current = None,
                 }
             }
             let Poll::Ready(received) = prefetcher.poll_receive(context) else {

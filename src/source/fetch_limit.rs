@@ -38,7 +38,7 @@ impl FetchLimit {
     /// Lowers the limit so that the response should fit into `taken` bytes: to at most half, and at
     /// least one record. A response as small as the last one fits without that.
     pub(super) fn reduce(&mut self, taken: usize) {
-        if taken >= self.last {
+        if self.needed == LEAST_MEMORY && taken >= self.last {
             return;
         }
         let fitting = u64::from(self.limit) * taken as u64 / (self.needed as u64).max(1);

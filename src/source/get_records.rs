@@ -205,29 +205,36 @@ impl Attempt {
         if self.seen.is_foreign_protocol == Some(true) {
             return CborAnswer::OtherProtocol;
         }
+        let failure = self.result.as_ref().err();
+        // It is reported, so that the call is not repeated at once.
+        if failure.is_some_and(|failure| failure.error.kind() == ErrorKind::Panicked) {
+            return CborAnswer::Panicked;
+        }
+        if failure.is_some() && memory.was_rejected() {
+            return CborAnswer::Rejected;
+        }
         let Some(Head { status, is_cbor }) = self.seen.head else { return CborAnswer::Missing };
-        let is_foreign = !is_cbor;
+        let is_server_error = status.is_server_error();
         match &self.result {
-            Ok(response) => match (&response.records, is_foreign) {
-                (Some(_), true) => CborAnswer::Json,
-                (None, true) => CborAnswer::Foreign { is_server_error: false },
-                (Some(records), false) if records.is_empty() => CborAnswer::Empty,
-                (_, false) => CborAnswer::Records,
+            Ok(response) => match (&response.records, is_cbor) {
+                (Some(_), false) => CborAnswer::Json,
+                (None, false) => CborAnswer::Foreign { is_server_error: false },
+                (Some(records), true) if records.is_empty() => CborAnswer::Empty,
+                (_, true) => CborAnswer::Records,
             },
-            // The panic of an interceptor is reported, so that the call is not repeated at once.
-            Err(failure) if failure.error.kind() == ErrorKind::Panicked => CborAnswer::Missing,
             // A body that was not read to its end says nothing.
-            Err(_) if is_foreign && memory.was_rejected() => CborAnswer::Missing,
-            Err(_) if is_foreign && status.is_success() && self.seen.fault.is_none() => {
+            Err(_) if !is_cbor && status.is_success() && self.seen.fault.is_none() => {
                 CborAnswer::Missing
             }
-            Err(_) if is_foreign => {
-                CborAnswer::Foreign { is_server_error: status.is_server_error() }
-            }
-            Err(_) => match self.seen.fault {
+            Err(_) if !is_cbor => CborAnswer::Foreign { is_server_error },
+            Err(failure) => match self.seen.fault {
                 Some(Fault::Refused) => CborAnswer::Refused,
                 Some(Fault::Unreadable) => CborAnswer::Unreadable,
-                None => CborAnswer::Failed,
+                None if !self.seen.has_error => CborAnswer::Broken,
+                None if !is_server_error && failure.error.kind() == ErrorKind::Throttled => {
+                    CborAnswer::Throttled
+                }
+                None => CborAnswer::Failed { is_server_error },
             },
         }
     }

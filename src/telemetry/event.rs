@@ -418,7 +418,10 @@ impl Event {
                 refused = refused
             ),
             Self::WireFormatFallback { reason: FallbackReason::Different } => {
-                log!(warn, "CBOR and JSON responses hold different records; reading by JSON");
+                log!(warn, "CBOR and JSON responses differ; reading by JSON");
+            }
+            Self::WireFormatFallback { reason: FallbackReason::Unreadable } => {
+                log!(warn, "a CBOR response cannot be decoded; reading by JSON");
             }
             Self::WireFormatFallback { reason } => {
                 log!(debug, "reading by JSON", reason = reason.as_str());

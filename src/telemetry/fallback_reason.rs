@@ -8,19 +8,20 @@ use std::fmt;
 /// fn is_bug(event: &Event) -> bool {
 ///     matches!(event, Event::WireFormatFallback { reason: FallbackReason::Different, .. })
 /// }
-/// # assert!(!is_bug(&Event::WireFormatFallback { reason: FallbackReason::NotSpoken }));
+/// # assert!(!is_bug(&Event::WireFormatFallback { reason: FallbackReason::Unsupported }));
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum FallbackReason {
-    /// The server does not speak CBOR: it has refused CBOR calls, or answered them in another
-    /// format, and served JSON calls. Normal for servers other than Kinesis, such as emulators.
-    NotSpoken,
+    /// The server does not support CBOR: it has refused CBOR calls, failed them, or answered them in
+    /// another format, and served JSON calls. Normal for servers other than Kinesis, such as
+    /// emulators.
+    Unsupported,
     /// A CBOR response could not be decoded.
     Unreadable,
-    /// A CBOR response held other records than the JSON response to the same call. No record of it
+    /// A CBOR response held other records or members than the JSON response to the same call. No record of it
     /// was delivered.
     Different,
 }
@@ -28,7 +29,7 @@ pub enum FallbackReason {
 impl FallbackReason {
     pub(super) fn as_str(self) -> &'static str {
         match self {
-            Self::NotSpoken => "not_spoken",
+            Self::Unsupported => "unsupported",
             Self::Unreadable => "unreadable",
             Self::Different => "different",
         }

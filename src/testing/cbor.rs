@@ -47,6 +47,9 @@ pub enum CborSupport {
     /// The response is an error in JSON: status 400 with `UnknownOperationException` and status 415
     /// with `SerializationException` by turns, beginning with 400. The call is not carried out.
     Rejected,
+    /// The response is an error in CBOR: status 500 with `InternalFailure`. The call is not carried
+    /// out.
+    Failing,
     /// The response has times in seconds without a tag, as integers or doubles, and maps and lists
     /// with lengths, as from ferrokinesis.
     Seconds,
@@ -62,7 +65,7 @@ pub enum CborSupport {
 }
 
 impl CborSupport {
-    /// Returns the response of a server that does not support CBOR. `is_odd` selects between the
+    /// Returns the response of a server that carries out no call in CBOR. `is_odd` selects between the
     /// responses of [`Rejected`](Self::Rejected).
     pub(super) fn refusal(self, is_odd: bool) -> Option<EncodedAnswer> {
         match (self, is_odd) {
@@ -76,6 +79,9 @@ impl CborSupport {
             }
             (Self::Rejected, true) => {
                 Some(error_response(415, "SerializationException", "no CBOR").into_json())
+            }
+            (Self::Failing, _) => {
+                Some(self.encode(error_response(500, "InternalFailure", "no CBOR")))
             }
             _ => None,
         }

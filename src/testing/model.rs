@@ -124,7 +124,7 @@ impl Model {
         self.cbor
     }
 
-    /// Returns the response to a call in CBOR if this server does not support CBOR.
+    /// Returns the response to a call in CBOR if this server carries out none.
     pub(super) fn refuse_cbor(&mut self) -> Option<EncodedAnswer> {
         let refusal = self.cbor.refusal(!self.refusals.is_multiple_of(2))?;
         self.refusals += 1;

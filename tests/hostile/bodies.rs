@@ -111,7 +111,8 @@ async fn body_cut_at_any_byte_is_fetched_again(format: WireFormat) {
 
 async fn body_that_cannot_be_decoded_is_fetched_again(format: WireFormat) {
     const DEPTH: usize = 100_000;
-    let bodies: [(&str, fn(&mut Vec<u8>, usize)); 14] = [
+    type Change = fn(&mut Vec<u8>, usize);
+    let bodies: [(&str, Change); 14] = [
         ("nothing", |body, _| body.clear()),
         ("null in JSON", |body, _| *body = b"null".to_vec()),
         ("null in CBOR", |body, _| *body = b"\xf6".to_vec()),
@@ -121,10 +122,10 @@ async fn body_that_cannot_be_decoded_is_fetched_again(format: WireFormat) {
         ("zeros", |body, _| body.fill(0x00)),
         ("ones", |body, _| body.fill(0xff)),
         ("lists in a list in JSON", |body, _| {
-            *body = [b"{\"A\":".to_vec(), vec![b'['; DEPTH]].concat()
+            *body = [b"{\"A\":".to_vec(), vec![b'['; DEPTH]].concat();
         }),
         ("lists in a list in CBOR", |body, _| {
-            *body = [b"\xbf\x61A".to_vec(), vec![0x9f; DEPTH]].concat()
+            *body = [b"\xbf\x61A".to_vec(), vec![0x9f; DEPTH]].concat();
         }),
         ("tags of a tag", |body, _| *body = [b"\xbf\x61A".to_vec(), vec![0xc1; DEPTH]].concat()),
         ("a list that claims 2^64 records", |body, _| {

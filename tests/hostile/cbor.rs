@@ -36,7 +36,9 @@ fn write(name: &str, value: &Value, body: &mut Vec<u8>) {
         },
         Value::Array(items) => {
             body.push(0x9f);
-            items.iter().for_each(|item| write("", item, body));
+            for item in items {
+                write("", item, body);
+            }
             body.push(0xff);
         }
         Value::Object(members) => {
@@ -71,17 +73,17 @@ fn head(kind: u8, argument: u64, body: &mut Vec<u8>) {
     let bytes = argument.to_be_bytes();
     match argument {
         0..=23 => body.push(kind | bytes[7]),
-        24..=0xff => body.extend([kind | 24, bytes[7]]),
+        24..=0xff => body.extend([kind | 0x18, bytes[7]]),
         0x100..=0xffff => {
-            body.push(kind | 25);
+            body.push(kind | 0x19);
             body.extend(&bytes[6..]);
         }
         0x1_0000..=0xffff_ffff => {
-            body.push(kind | 26);
+            body.push(kind | 0x1a);
             body.extend(&bytes[4..]);
         }
         _ => {
-            body.push(kind | 27);
+            body.push(kind | 0x1b);
             body.extend(bytes);
         }
     }

@@ -18,8 +18,11 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a foreign 503 settles on JSON",
         file: "source/wire_format.rs",
-        right: "Foreign { is_server_error } if !(self.is_heard && is_server_error) => {",
-        wrong: "Foreign { is_server_error } if is_server_error || !self.is_heard => {",
+        right: "            Foreign { .. } => return self.suspect_outage(is_trial),\n",
+        wrong: "            Foreign { .. } => {\n\
+                self.has_answered = false;\n\
+                return Reaction::Repeat(RepeatCause::Foreign);\n\
+                }\n",
         breaks: &[
             "fetching::wire_format_changes::failures_of_the_front_end_now_and_then_keep_cbor",
         ],

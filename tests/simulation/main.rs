@@ -3,7 +3,8 @@
 //! Each seed determines a scenario: the shards, the options, the faults of the network and of the
 //! store, and the order of events. Records are put, shards are split and merged, calls fail, the
 //! store fails and recovers. Readers read, acknowledge records, drop records without an
-//! acknowledgement, close, are dropped and are killed. Everything runs on one thread with a paused
+//! acknowledgement, close, are dropped and are killed. The server speaks CBOR, speaks it
+//! with faults, or does not speak it, and changes that. Everything runs on one thread with a paused
 //! clock, so a seed always produces the same run. The model knows the expected result, and each
 //! violation of a promise (`truth::Promise`) fails the run.
 //!

@@ -33,14 +33,25 @@ const WIRE: u64 = 0x0043_424f_5221;
 /// to that of kinesalite.
 const LENGTHS: [usize; 6] = [10, 100, 200, 300, 1000, 16 << 10];
 
+/// The changes of the server's CBOR, each with the percentage of steps in which it changes.
+#[derive(Debug, Clone, Copy)]
+enum Changes {
+    Random(u8),
+    /// The server speaks CBOR, and is replaced once by one that does not. A consumer that relies on
+    /// CBOR cannot distinguish its answers from an outage of the front end.
+    Stops(u8),
+}
+
+/// No change.
+const NEVER: Changes = Changes::Random(0);
+
 /// The wire format of the consumers of a scenario, and the server's CBOR.
 #[derive(Debug)]
 pub(crate) struct Wire {
     rng: Rng,
     pub(crate) format: WireFormat,
     pub(crate) support: CborSupport,
-    /// The percentage of steps in which the support changes.
-    chance: u8,
+    changes: Changes,
     /// True if a running consumer may have passed the check.
     may_be_checked: bool,
 }
@@ -48,24 +59,37 @@ pub(crate) struct Wire {
 impl Wire {
     pub(crate) fn new(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed ^ WIRE);
-        let (format, support, chance) = match rng.u8(..4) {
-            0 => (WireFormat::Json, any(&mut rng), 0),
-            1 => {
+        let (format, support, changes) = match rng.u8(..8) {
+            0 | 1 => (WireFormat::Json, any(&mut rng), NEVER),
+            2 | 3 => {
                 let support = pick(&mut rng, &[CborSupport::None, CborSupport::Rejected]);
-                (WireFormat::Auto, support, 0)
+                (WireFormat::Auto, support, NEVER)
             }
-            _ => (WireFormat::Auto, any(&mut rng), pick(&mut rng, &[0, 0, 5, 15, 40])),
+            4 => {
+                let spoken = [CborSupport::Amazon, CborSupport::Seconds, CborSupport::Text];
+                let changes = Changes::Stops(pick(&mut rng, &[3, 10]));
+                (WireFormat::Auto, pick(&mut rng, &spoken), changes)
+            }
+            _ => {
+                let changes = Changes::Random(pick(&mut rng, &[0, 0, 5, 15, 40]));
+                (WireFormat::Auto, any(&mut rng), changes)
+            }
         };
         let may_be_checked = passes_check(support);
-        Self { rng, format, support, chance, may_be_checked }
+        Self { rng, format, support, changes, may_be_checked }
     }
 
     /// Returns the support if it changes in this step.
     pub(crate) fn change(&mut self) -> Option<CborSupport> {
-        if self.rng.u8(..100) >= self.chance {
-            return None;
-        }
-        let support = any(&mut self.rng);
+        let chance = self.rng.u8(..100);
+        let support = match self.changes {
+            Changes::Random(most) if chance < most => any(&mut self.rng),
+            Changes::Stops(most) if chance < most => {
+                self.changes = NEVER;
+                CborSupport::None
+            }
+            _ => return None,
+        };
         if support == CborSupport::Altered && self.may_be_checked {
             return None;
         }
@@ -77,7 +101,7 @@ impl Wire {
     /// Returns the support if it changes before the next consumer starts, while no other runs.
     #[allow(dead_code, reason = "the workers of a fleet overlap")]
     pub(crate) fn change_between(&mut self) -> Option<CborSupport> {
-        let changes = self.chance > 0 && self.rng.bool();
+        let changes = matches!(self.changes, Changes::Random(1..)) && self.rng.bool();
         if changes {
             self.support = any(&mut self.rng);
         }

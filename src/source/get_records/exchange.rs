@@ -56,6 +56,8 @@ pub(super) struct Seen {
     /// The body of a successful response.
     body: Option<SdkBody>,
     pub(super) fault: Option<Fault>,
+    /// True if a CBOR error was received completely and decoded.
+    pub(super) has_error: bool,
     /// The response lacks the member `Records`. Known only if the SDK has decoded it.
     lacks_records: bool,
 }
@@ -201,6 +203,7 @@ impl DeserializeResponse for Exchange {
     ) -> Result<Output, OrchestratorError<Error>> {
         match error_of(response) {
             Ok(metadata) => {
+                self.seen.lock().has_error = true;
                 let code = metadata.code();
                 if code.is_some_and(|code| REFUSALS.contains(&code)) {
                     self.note(Fault::Refused);

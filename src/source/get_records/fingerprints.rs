@@ -1,4 +1,4 @@
-//! Compares the records of two responses to one call, without keeping the first response.
+//! Compares two responses to one call, without keeping the first response.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -15,6 +15,8 @@ pub(super) struct Fingerprints {
     records: Vec<Fingerprint>,
     /// The last sequence number, if it is valid.
     last: Option<SequenceNumber>,
+    has_next_iterator: bool,
+    has_millis_behind: bool,
 }
 
 /// The arrival time of a record, and a hash of its other fields.
@@ -29,14 +31,21 @@ impl Fingerprints {
         let records = response.records.as_deref().unwrap_or_default();
         let last = records.last().and_then(|record| number(record, &response.buffer));
         let fingerprint = |record| Fingerprint::of(record, &response.buffer);
-        Self { records: records.iter().map(fingerprint).collect(), last }
+        Self {
+            records: records.iter().map(fingerprint).collect(),
+            last,
+            has_next_iterator: response.next_shard_iterator.is_some(),
+            has_millis_behind: response.millis_behind_latest.is_some(),
+        }
     }
 
     /// Compares the records with those of a later response to the same call.
     ///
     /// The later response may lack the first records, which have left retention since, and either
     /// response may have further records at its end: other records arrive, and the server chooses
-    /// the number.
+    /// the number. So this response may be the last one of a closed shard, and the later one not,
+    /// only if the later one ends before it. Otherwise, equal records need equal members: this
+    /// response is different if it lacks a member that the later one has.
     pub(super) fn compare(&self, later: &Response) -> Comparison {
         let records = later.records.as_deref().unwrap_or_default();
         let mut others = records.iter().map(|record| Fingerprint::of(record, &later.buffer));
@@ -51,7 +60,15 @@ impl Fingerprints {
         };
         let mut rest = self.records.iter().skip(start + 1).zip(others);
         let is_equal = rest.all(|(record, other)| record.is_same(other));
-        if is_equal { Comparison::Equal } else { Comparison::Different }
+        let is_shorter = records.len() < self.records.len() - start;
+        let lacks_iterator =
+            !self.has_next_iterator && later.next_shard_iterator.is_some() && !is_shorter;
+        let lacks_millis = !self.has_millis_behind && later.millis_behind_latest.is_some();
+        if is_equal && !lacks_iterator && !lacks_millis {
+            Comparison::Equal
+        } else {
+            Comparison::Different
+        }
     }
 }
 

@@ -1,3 +1,4 @@
+mod failing;
 mod protocol;
 mod server;
 
@@ -7,7 +8,9 @@ use aws_sdk_kinesis::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_kinesis::error::BoxError;
 use futures::FutureExt;
 
-use self::server::{Server, Silence, answer, cbor, cbor_with, failed, in_frames, json};
+use self::server::{
+    Server, Silence, answer, cbor, cbor_with, cbor_without, failed, in_frames, json,
+};
 use super::super::memory_budget::MemoryBudget;
 use super::super::wire_format::WireFormat;
 use super::exchange::{CBOR, JSON};
@@ -151,6 +154,8 @@ async fn different_records_are_read_by_json() {
         (cbor([1]), json([1]).replace("00.125", "00.127")),
         (cbor([1]), json([1]).replace("KMS", "NONE")),
         (cbor([1]), json([1]).replace("\"PartitionKey\":\"key-1\",", "")),
+        (cbor_without([1], "NextShardIterator"), json([1])),
+        (cbor_without([1], "MillisBehindLatest"), json([1, 2])),
     ];
     for (first, second) in cases {
         let server = Server::new([
@@ -174,6 +179,20 @@ async fn rounded_time_is_no_difference() {
         let server = Server::new([answer(200, CBOR, cbor([1])), answer(200, JSON, by_json)]);
         assert_eq!(auto(&server).numbers().await, (vec!["1".into()], None), "{time}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn end_of_a_closed_shard_that_json_does_not_reach_is_no_difference() {
+    let last = cbor_without([1, 2], "NextShardIterator");
+    let server = Server::new([answer(200, CBOR, last), answer(200, JSON, json([1]))]);
+    assert_eq!(auto(&server).numbers().await, (vec!["1".into()], None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn member_that_only_cbor_has_is_no_difference() {
+    let by_json = json([1]).replace(r#","NextShardIterator":"next","MillisBehindLatest":5"#, "");
+    let server = Server::new([answer(200, CBOR, cbor([1])), answer(200, JSON, by_json)]);
+    assert_eq!(auto(&server).numbers().await, (vec!["1".into()], None));
 }
 
 #[tokio::test(start_paused = true)]
@@ -218,7 +237,6 @@ async fn failed_comparison_returns_its_failure_and_delivers_nothing() {
 #[tokio::test(start_paused = true)]
 async fn server_without_cbor_is_read_by_json() {
     let refusals = [
-        answer(500, HTML, "<html>500</html>"),
         answer(404, "text/plain", ""),
         failed(400, JSON, "SerializationException"),
         answer(200, HTML, "<html>hello</html>"),
@@ -230,7 +248,7 @@ async fn server_without_cbor_is_read_by_json() {
         let server =
             Server::new([refusal, answer(200, JSON, json([1])), answer(200, JSON, json([2]))]);
         let mut reader = auto(&server);
-        let first = (vec!["1".into()], Some(FallbackReason::NotSpoken));
+        let first = (vec!["1".into()], Some(FallbackReason::Unsupported));
         assert_eq!(reader.numbers().await, first);
         assert_eq!(reader.numbers().await, (vec!["2".into()], None));
         assert_eq!(server.formats(), ["cbor", "json", "json"]);
@@ -255,7 +273,7 @@ async fn repeated_call_that_fails_as_well_proves_nothing() {
 async fn json_answer_to_a_call_in_cbor_is_read_without_another_call() {
     let server = Server::new([answer(200, JSON, json([1])), answer(200, JSON, json([2]))]);
     let mut reader = auto(&server);
-    let first = (vec!["1".into()], Some(FallbackReason::NotSpoken));
+    let first = (vec!["1".into()], Some(FallbackReason::Unsupported));
     assert_eq!(reader.numbers().await, first);
     assert_eq!(reader.numbers().await, (vec!["2".into()], None));
     assert_eq!(server.formats(), ["cbor", "json"]);
@@ -438,7 +456,7 @@ async fn panic_after_a_refusal_is_returned() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn dropped_call_gives_the_trial_back() {
+async fn dropped_call_returns_the_trial() {
     let server = Server::new([answer(200, CBOR, cbor([1]))]);
     let mut reader = auto(&server);
     // Dropped while it waits for the turn of the repeated call, and then for its answer.

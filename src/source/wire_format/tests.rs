@@ -5,6 +5,11 @@ use super::*;
 const ANSWERED: Repeated = Repeated::Succeeded(Comparison::Inconclusive);
 const OUTAGE: CborAnswer = CborAnswer::Foreign { is_server_error: true };
 const OTHER_FORMAT: CborAnswer = CborAnswer::Foreign { is_server_error: false };
+const FAILED: CborAnswer = CborAnswer::Failed { is_server_error: false };
+const INTERNAL_FAILURE: CborAnswer = CborAnswer::Failed { is_server_error: true };
+/// The failures after the check that an outage may explain.
+const SUSPECTS: [CborAnswer; 4] =
+    [OUTAGE, INTERNAL_FAILURE, CborAnswer::Broken, CborAnswer::Missing];
 
 /// Makes a call. Returns the reason if it settles on JSON. Each repeated call has this outcome.
 fn call(
@@ -91,7 +96,7 @@ fn trial_that_waits_for_its_repeated_call_is_not_given_to_another_call() {
 }
 
 #[test]
-fn ended_trial_gives_back_no_trial_of_another_call() {
+fn ended_trial_returns_no_trial_of_another_call() {
     let wire = WireChoice::new(WireFormat::Auto);
     let mut first = wire.begin().unwrap();
     assert_eq!(first.answered(CborAnswer::Empty), Reaction::Use(None));
@@ -104,29 +109,52 @@ fn ended_trial_gives_back_no_trial_of_another_call() {
 #[test]
 fn cbor_without_records_ends_the_trial_without_result() {
     let wire = WireChoice::new(WireFormat::Auto);
-    for answer in [CborAnswer::Empty, CborAnswer::Failed, CborAnswer::Empty] {
+    for answer in [CborAnswer::Empty, CborAnswer::Throttled, CborAnswer::Rejected] {
         assert_eq!(call(&wire, answer, ANSWERED), used());
         assert_eq!(phase(&wire), Phase::Untried);
     }
-    assert_eq!(wire.0.lock().fruitless, 0);
+    assert_eq!(wire.0.lock().failed_trials, 0);
+}
+
+#[test]
+fn failed_trials_in_a_row_end_with_an_empty_response() {
+    let wire = WireChoice::new(WireFormat::Auto);
+    for _ in 0..2 {
+        for answer in [FAILED, CborAnswer::Throttled, INTERNAL_FAILURE] {
+            assert_eq!(call(&wire, answer, ANSWERED), used());
+        }
+        assert_eq!(wire.0.lock().failed_trials, 2, "a returned trial does not count");
+        assert_eq!(call(&wire, FAILED, ANSWERED), (None, None), "one call by JSON");
+        assert_eq!(call(&wire, CborAnswer::Empty, ANSWERED), used());
+        assert_eq!(wire.0.lock().failed_trials, 0);
+    }
 }
 
 #[test]
 fn foreign_answer_before_cbor_settles_only_if_json_succeeds() {
-    for answer in [OUTAGE, OTHER_FORMAT] {
-        let wire = WireChoice::new(WireFormat::Auto);
-        let outcome = call(&wire, answer, Repeated::Failed);
-        assert_eq!(outcome, repeated(RepeatCause::Foreign, None));
-        let outcome = call(&wire, answer, ANSWERED);
-        assert_eq!(outcome, repeated(RepeatCause::Foreign, Some(FallbackReason::NotSpoken)));
-        assert!(wire.begin().is_none());
+    let wire = WireChoice::new(WireFormat::Auto);
+    let outcome = call(&wire, OTHER_FORMAT, Repeated::Failed);
+    assert_eq!(outcome, repeated(RepeatCause::Foreign, None));
+    let outcome = call(&wire, OTHER_FORMAT, ANSWERED);
+    assert_eq!(outcome, repeated(RepeatCause::Foreign, Some(FallbackReason::Unsupported)));
+    assert!(wire.begin().is_none());
+}
+
+#[test]
+fn foreign_5xx_before_cbor_settles_if_json_succeeds_twice_in_a_row() {
+    let wire = WireChoice::new(WireFormat::Auto);
+    for outcome in [ANSWERED, Repeated::Failed, ANSWERED] {
+        assert_eq!(call(&wire, OUTAGE, outcome), repeated(RepeatCause::Outage, None));
     }
+    let outcome = call(&wire, OUTAGE, ANSWERED);
+    assert_eq!(outcome, repeated(RepeatCause::Outage, Some(FallbackReason::Unsupported)));
+    assert!(wire.begin().is_none());
 }
 
 #[test]
 fn complete_json_answer_settles_without_another_call() {
     for wire in [WireChoice::new(WireFormat::Auto), checked()] {
-        let reason = Some(FallbackReason::NotSpoken);
+        let reason = Some(FallbackReason::Unsupported);
         let outcome = call(&wire, CborAnswer::Json, ANSWERED);
         assert_eq!(outcome, (Some(Reaction::Use(reason)), reason));
         assert!(wire.begin().is_none());
@@ -137,7 +165,7 @@ fn complete_json_answer_settles_without_another_call() {
 fn unreadable_or_refused_cbor_settles_whatever_json_answers() {
     let cases = [
         (CborAnswer::Unreadable, RepeatCause::Unreadable, FallbackReason::Unreadable),
-        (CborAnswer::Refused, RepeatCause::Refused, FallbackReason::NotSpoken),
+        (CborAnswer::Refused, RepeatCause::Refused, FallbackReason::Unsupported),
     ];
     for (answer, cause, reason) in cases {
         for outcome in [Repeated::Failed, ANSWERED] {
@@ -150,46 +178,59 @@ fn unreadable_or_refused_cbor_settles_whatever_json_answers() {
 }
 
 #[test]
-fn foreign_answer_other_than_5xx_after_cbor_settles_if_json_succeeds() {
+fn foreign_answer_other_than_5xx_after_cbor_settles_if_json_succeeds_three_times_in_a_row() {
     let wire = checked();
-    let outcome = call(&wire, OTHER_FORMAT, Repeated::Failed);
-    assert_eq!(outcome, repeated(RepeatCause::Foreign, None));
+    for outcome in [ANSWERED, ANSWERED, Repeated::Failed, ANSWERED, ANSWERED] {
+        assert_eq!(call(&wire, OTHER_FORMAT, outcome), repeated(RepeatCause::Foreign, None));
+    }
+    assert_eq!(call(&wire, CborAnswer::Records, ANSWERED), used());
+    for _ in 0..2 {
+        assert_eq!(call(&wire, OTHER_FORMAT, ANSWERED), repeated(RepeatCause::Foreign, None));
+    }
     assert_eq!(phase(&wire), Phase::Checked);
     let outcome = call(&wire, OTHER_FORMAT, ANSWERED);
-    assert_eq!(outcome, repeated(RepeatCause::Foreign, Some(FallbackReason::NotSpoken)));
+    assert_eq!(outcome, repeated(RepeatCause::Foreign, Some(FallbackReason::Unsupported)));
 }
 
 #[test]
-fn outage_of_front_end_keeps_cbor() {
-    let wire = checked();
-    for _ in 0..100 {
-        for _ in 0..3 {
-            assert_eq!(call(&wire, OUTAGE, ANSWERED), used());
+fn outage_keeps_cbor() {
+    for suspect in SUSPECTS {
+        let wire = checked();
+        for end in [CborAnswer::Empty, CborAnswer::Records, FAILED, CborAnswer::Throttled] {
+            for _ in 0..3 {
+                assert_eq!(call(&wire, suspect, ANSWERED), used());
+            }
+            assert_eq!(call(&wire, end, ANSWERED), used());
         }
-        assert_eq!(call(&wire, CborAnswer::Empty, ANSWERED), used());
+        for _ in 0..3 {
+            call(&wire, suspect, ANSWERED);
+        }
+        for _ in 0..100 {
+            let outcome = call(&wire, suspect, Repeated::Failed);
+            assert_eq!(outcome, repeated(RepeatCause::Outage, None));
+        }
+        assert_eq!(phase(&wire), Phase::Checked);
     }
-    for _ in 0..3 {
-        call(&wire, OUTAGE, ANSWERED);
-    }
-    for _ in 0..100 {
-        let outcome = call(&wire, OUTAGE, Repeated::Failed);
-        assert_eq!(outcome, repeated(RepeatCause::Outage, None));
-    }
-    assert_eq!(phase(&wire), Phase::Checked);
 }
 
 #[test]
-fn server_that_stops_to_speak_cbor_is_read_by_json() {
-    let wire = checked();
-    for _ in 0..3 {
-        assert_eq!(call(&wire, OUTAGE, ANSWERED), used());
+fn server_whose_cbor_ends_is_read_by_json() {
+    for shift in 0..SUSPECTS.len() {
+        let mut suspects = SUSPECTS.into_iter().cycle().skip(shift);
+        let wire = checked();
+        for suspect in suspects.by_ref().take(3) {
+            assert_eq!(call(&wire, suspect, ANSWERED), used());
+            for neither in [CborAnswer::Rejected, CborAnswer::Panicked] {
+                assert_eq!(call(&wire, neither, ANSWERED), used());
+            }
+        }
+        for suspect in suspects.by_ref().take(2) {
+            assert_eq!(call(&wire, suspect, ANSWERED), repeated(RepeatCause::Outage, None));
+        }
+        let last = repeated(RepeatCause::Outage, Some(FallbackReason::Unsupported));
+        assert_eq!(call(&wire, suspects.next().unwrap(), ANSWERED), last);
+        assert!(wire.begin().is_none());
     }
-    for _ in 0..2 {
-        assert_eq!(call(&wire, OUTAGE, ANSWERED), repeated(RepeatCause::Outage, None));
-    }
-    let last = repeated(RepeatCause::Outage, Some(FallbackReason::NotSpoken));
-    assert_eq!(call(&wire, OUTAGE, ANSWERED), last);
-    assert!(wire.begin().is_none());
 }
 
 #[test]
@@ -204,6 +245,44 @@ fn failure_by_json_restarts_the_count_of_contradictions() {
     assert_eq!(phase(&wire), Phase::Checked);
 }
 
+/// Begins calls of many shards at once, all of which fail. Returns those that are repeated.
+fn concurrent_failures(wire: &WireChoice) -> Vec<(CborCall, RepeatCause)> {
+    let mut calls: Vec<_> = std::iter::repeat_with(|| wire.begin().unwrap()).take(100).collect();
+    let answers: Vec<_> = calls.iter_mut().map(|call| call.answered(OUTAGE)).collect();
+    let repeated = calls.into_iter().zip(answers).filter_map(|(call, answer)| match answer {
+        Reaction::Repeat(cause) => Some((call, cause)),
+        Reaction::Use(_) => None,
+    });
+    repeated.collect()
+}
+
+#[test]
+fn shards_that_recover_at_once_are_one_contradiction() {
+    let wire = checked();
+    let repeated = concurrent_failures(&wire);
+    assert_eq!(repeated.len(), 97);
+    for (call, cause) in repeated {
+        assert_eq!(call.repeated(cause, ANSWERED), None);
+    }
+    assert_eq!(phase(&wire), Phase::Checked);
+    assert_eq!(wire.0.lock().contradictions, 1);
+}
+
+#[test]
+fn call_that_began_before_the_last_contradiction_does_not_count() {
+    let wire = checked();
+    let (first, mut late) = (concurrent_failures(&wire), concurrent_failures(&wire));
+    let (last, cause) = late.pop().unwrap();
+    for (call, cause) in first.into_iter().chain(late) {
+        assert_eq!(call.repeated(cause, ANSWERED), None);
+    }
+    assert_eq!(call(&wire, OUTAGE, ANSWERED), repeated(RepeatCause::Outage, None));
+    assert_eq!(last.repeated(cause, ANSWERED), None);
+    assert_eq!(wire.0.lock().contradictions, 2);
+    let reason = Some(FallbackReason::Unsupported);
+    assert_eq!(call(&wire, OUTAGE, ANSWERED), repeated(RepeatCause::Outage, reason));
+}
+
 #[test]
 fn client_with_a_protocol_of_its_own_keeps_it_without_an_event() {
     let wire = WireChoice::new(WireFormat::Auto);
@@ -212,17 +291,20 @@ fn client_with_a_protocol_of_its_own_keeps_it_without_an_event() {
 }
 
 #[test]
-fn trials_without_result_become_rare() {
-    let wire = WireChoice::new(WireFormat::Auto);
-    let mut by_json = Vec::new();
-    for _ in 0..13 {
-        let mut calls = 0;
-        while call(&wire, CborAnswer::Missing, ANSWERED).0.is_none() {
-            calls += 1;
+fn failed_trials_become_rare() {
+    use CborAnswer::{Broken, Missing, Panicked};
+    for answer in [Missing, Broken, Panicked, FAILED, INTERNAL_FAILURE] {
+        let wire = WireChoice::new(WireFormat::Auto);
+        let mut by_json = Vec::new();
+        for _ in 0..13 {
+            let mut calls = 0;
+            while call(&wire, answer, ANSWERED).0.is_none() {
+                calls += 1;
+            }
+            by_json.push(calls);
         }
-        by_json.push(calls);
+        assert_eq!(by_json, [0, 0, 1, 3, 7, 15, 31, 63, 127, 255, 511, 1023, 1023]);
     }
-    assert_eq!(by_json, [0, 0, 1, 3, 7, 15, 31, 63, 127, 255, 511, 1023, 1023]);
 }
 
 #[test]
@@ -232,7 +314,7 @@ fn only_the_first_of_concurrent_calls_settles() {
     assert_eq!(first.answered(CborAnswer::Unreadable), Reaction::Repeat(RepeatCause::Unreadable));
     assert_eq!(second.answered(CborAnswer::Refused), Reaction::Repeat(RepeatCause::Refused));
     let reason = second.repeated(RepeatCause::Refused, Repeated::Failed);
-    assert_eq!(reason, Some(FallbackReason::NotSpoken));
+    assert_eq!(reason, Some(FallbackReason::Unsupported));
     assert_eq!(first.repeated(RepeatCause::Unreadable, ANSWERED), None);
 }
 
@@ -245,13 +327,20 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    use CborAnswer::{Empty, Failed, Json, Missing, Records, Refused, Unreadable};
+    use CborAnswer::{
+        Broken, Empty, Json, Missing, Panicked, Records, Refused, Rejected, Throttled, Unreadable,
+    };
     let answers = vec![
         Missing,
         Records,
         Records,
         Empty,
-        Failed,
+        Broken,
+        Rejected,
+        Panicked,
+        Throttled,
+        FAILED,
+        INTERNAL_FAILURE,
         Refused,
         Unreadable,
         Json,

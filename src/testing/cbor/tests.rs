@@ -184,6 +184,19 @@ async fn server_without_cbor_serves_json_only() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn server_with_failing_cbor_serves_json() {
+    let (kinesis, shard) = kinesis();
+    shard.put("a");
+    kinesis.set_cbor(CborSupport::Failing);
+    for _ in 0..2 {
+        let failed = read(&kinesis).await;
+        assert_eq!((failed.status, &failed.content_type[..]), (500, CBOR));
+        assert_eq!(failed.members()["__type"], "InternalFailure");
+    }
+    assert_eq!(read_json(&kinesis).await["Records"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn altered_response_differs_in_one_member() {
     let mut altered = std::collections::BTreeSet::new();
     for before in 0..8 {

@@ -32,15 +32,15 @@ pub(crate) const COMPARED: usize = 10;
 /// More records than a trial fetches.
 pub(crate) const MANY: usize = 100;
 
-const NOT_SPOKEN: Option<FallbackReason> = Some(FallbackReason::NotSpoken);
+const UNSUPPORTED: Option<FallbackReason> = Some(FallbackReason::Unsupported);
 const UNREADABLE: Option<FallbackReason> = Some(FallbackReason::Unreadable);
 const DIFFERENT: Option<FallbackReason> = Some(FallbackReason::Different);
 
 /// Each kind of server, and the reason for which it is read by JSON.
 const SERVERS: [(CborSupport, Option<FallbackReason>); 8] = [
     (CborSupport::Amazon, None),
-    (CborSupport::None, NOT_SPOKEN),
-    (CborSupport::Rejected, NOT_SPOKEN),
+    (CborSupport::None, UNSUPPORTED),
+    (CborSupport::Rejected, UNSUPPORTED),
     (CborSupport::Seconds, None),
     (CborSupport::Text, None),
     (CborSupport::Altered, DIFFERENT),
@@ -185,7 +185,8 @@ async fn put_various(kinesis: &Kinesis, shard: &Shard) -> Vec<(SystemTime, Strin
         sleep(Duration::from_millis(number as u64 * 7)).await;
         let key = ["key", "kéy-1", "\u{1f980}", "\"\\\u{1}"][number % 4].to_owned();
         let length = [0, 1, 300, 5000][number / 4 % 4];
-        let data: Vec<u8> = (0..length).map(|byte| (byte * 31 + number) as u8).collect();
+        let data: Vec<u8> =
+            (0..length).map(|byte| ((byte * 31 + number) % 251).try_into().unwrap()).collect();
         shard.put_as(&key, data.clone());
         put.push((kinesis.now(), key, data));
     }

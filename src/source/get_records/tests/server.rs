@@ -25,6 +25,8 @@ pub(super) struct Server(pub(super) Arc<Mutex<Script>>);
 #[derive(Debug, Default)]
 pub(super) struct Script {
     pub(super) answers: VecDeque<Answer>,
+    /// Makes the answers after these. Its argument is true for a request in CBOR.
+    pub(super) by_format: Option<fn(bool) -> Answer>,
     /// The content type, the stated length and the body of each request.
     pub(super) requests: Vec<(String, String, Vec<u8>)>,
     /// The `Authorization` header of each request.
@@ -71,7 +73,8 @@ impl HttpConnector for Server {
         let body = request.body().bytes().unwrap_or_default().to_vec();
         script.requests.push((header("content-type"), header("content-length"), body));
         script.signed.push(header("authorization"));
-        let answer = script.answers.pop_front();
+        let by_format = script.by_format.map(|answer| answer(header("content-type") == CBOR));
+        let answer = script.answers.pop_front().or(by_format);
         drop(script);
         let Some(answer) = answer else {
             return HttpConnectorFuture::new(std::future::pending());
@@ -114,6 +117,25 @@ impl Body for Silence {
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         Poll::Pending
     }
+}
+
+/// A body whose connection is lost.
+struct Loss;
+
+impl Body for Loss {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Poll::Ready(Some(Err(std::io::ErrorKind::ConnectionReset.into())))
+    }
+}
+
+pub(super) fn broken() -> SdkBody {
+    SdkBody::from_body_1_x(Loss)
 }
 
 pub(super) fn answer(status: u16, content_type: &'static str, body: impl Into<SdkBody>) -> Answer {
@@ -176,6 +198,14 @@ pub(super) fn cbor_with(numbers: impl IntoIterator<Item = u32>, payload: [u8; 5]
 
 pub(super) fn cbor(numbers: impl IntoIterator<Item = u32>) -> Vec<u8> {
     cbor_with(numbers, *b"hello")
+}
+
+/// Returns the same response in CBOR under another name of this member.
+pub(super) fn cbor_without(numbers: impl IntoIterator<Item = u32>, member: &str) -> Vec<u8> {
+    let mut body = cbor(numbers);
+    let at = body.windows(member.len()).position(|name| name == member.as_bytes()).unwrap();
+    body[at] = b'X';
+    body
 }
 
 fn error_body(content_type: &str, code: &str, message: &str) -> Vec<u8> {
