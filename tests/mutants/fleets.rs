@@ -71,7 +71,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         file: "store/lease/ledger.rs",
         right: "                    lease.next_owner = next_owner;\n                }\n            }\n            Change::Release",
         wrong: "                    lease.owner = next_owner.or(lease.owner.take());\n lease.epoch += 1;\n                }\n            }\n            Change::Release",
-        breaks: &["Fencing"],
+        breaks: &["Fencing", "OneReader"],
     },
     Mistake {
         what: "a dead worker is never removed",

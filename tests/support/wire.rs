@@ -1,8 +1,9 @@
 //! Draws the wire format of the `GetRecords` calls of a scenario, and changes the server's CBOR
 //! while the scenario runs.
 //!
-//! A separate generator draws both, so that the scenarios of existing seeds stay the same. Half of
-//! the seeds read by JSON: the client demands it, or the server never speaks CBOR.
+//! A separate generator draws both, so that the rest of a scenario is the same. In odd seeds, the
+//! client demands JSON: rare scenarios of earlier seeds stay as they were. In a half of the others,
+//! the client demands JSON, or the server never speaks CBOR.
 //!
 //! # Altered values
 //!
@@ -60,6 +61,7 @@ impl Wire {
     pub(crate) fn new(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed ^ WIRE);
         let (format, support, changes) = match rng.u8(..8) {
+            _ if seed % 2 == 1 => (WireFormat::Json, any(&mut rng), NEVER),
             0 | 1 => (WireFormat::Json, any(&mut rng), NEVER),
             2 | 3 => {
                 let support = pick(&mut rng, &[CborSupport::None, CborSupport::Rejected]);
