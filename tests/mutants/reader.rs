@@ -423,7 +423,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         file: "source/field_scanner.rs",
         right: "NamedFields { records: self.records || self.is_foreign, lag: self.lag || self.is_foreign }",
         wrong: "NamedFields { records: true, lag: true }",
-        breaks: &["NothingIsLost", "LossesAreReported", "ParentsFirst"],
+        breaks: &["NothingIsLost", "LossesAreReported", "ParentsFirst", "NotPastUnfinished"],
     },
     Mistake {
         what: "a response that lacks its records is read as an empty one",
@@ -508,13 +508,6 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         right: "changes.iter().any(moves)\n",
         wrong: "changes.iter().any(moves) || true\n",
         breaks: &["NothingIsLost", "Progress", "UnreadAreReleased"],
-    },
-    Mistake {
-        what: "a panic is not reported if the response lacks memory",
-        file: "source/polling.rs",
-        right: "was_rejected && failure.error.kind() != ErrorKind::Panicked",
-        wrong: "was_rejected",
-        breaks: &["PanicsAreReported"],
     },
     Mistake {
         what: "a closed shard with a permanently failing listing keeps its lease",
