@@ -3,8 +3,8 @@
 
 use kinestream::store::{Scope, lease};
 use kinestream::{
-    ApplicationStatus, Checkpoint, CheckpointOn, Consumer, ConsumerBuilder, EncryptionType, Error,
-    ErrorKind, Event, Events, FallbackReason, Health, IfLeased, InFlightLimit, MemoryBudget,
+    Acker, ApplicationStatus, Checkpoint, CheckpointOn, Consumer, ConsumerBuilder, EncryptionType,
+    Error, ErrorKind, Event, Events, FallbackReason, Health, IfLeased, InFlightLimit, MemoryBudget,
     MemoryStore, OnTrimmed, Record, Records, SequenceNumber, ShardFailure, ShardId, ShardOrdering,
     ShardPosition, ShardState, ShardStatus, ShardStream, Shards, StartingPosition, Task,
     WireFormat,
@@ -15,6 +15,7 @@ fn assert_send<T: Send + Unpin + std::fmt::Debug + 'static>() {}
 
 #[test]
 fn public_types_keep_their_auto_traits() {
+    assert_all::<Acker>();
     assert_all::<MemoryBudget>();
     assert_all::<Checkpoint>();
     assert_all::<CheckpointOn>();
@@ -58,6 +59,7 @@ fn public_types_keep_their_auto_traits() {
     #[cfg(feature = "testing")]
     {
         assert_all::<kinestream::testing::Call>();
+        assert_all::<kinestream::testing::CborSupport>();
         assert_all::<kinestream::testing::Interruption>();
         assert_all::<kinestream::testing::Kinesis>();
         assert_all::<kinestream::testing::Outcome>();

@@ -140,6 +140,9 @@ impl ConsumerBuilder {
     /// With [`WireFormat::Auto`], one fetch of at most ten records is repeated in the other format
     /// and compared, once per consumer. Both count towards the limits of the shard.
     ///
+    /// With either format, the crate reads the bodies of the responses itself: an interceptor of the
+    /// client sees the output of `GetRecords` without its records.
+    ///
     /// Default: [`WireFormat::Auto`].
     #[doc(alias("cbor", "json", "protocol"))]
     pub fn wire_format(mut self, format: WireFormat) -> Self {
