@@ -26,7 +26,9 @@ use super::demand::Demand;
 use super::kinesis::{response, single_attempt};
 use super::memory_budget::Reservation;
 use super::response::{RecordRange, Response, children_of_sdk, records_of_sdk};
-use super::wire_format::{CborAnswer, Comparison, Reaction, RepeatCause, Repeated, WireChoice};
+use super::wire_format::{
+    CborAnswer, Comparison, Reaction, RepeatCause, Repeated, ShardFailures, WireChoice,
+};
 use crate::error::{ClassifiedError, ErrorKind};
 use crate::pacing::Pace;
 use crate::telemetry::FallbackReason;
@@ -94,17 +96,19 @@ struct Attempt {
 }
 
 impl RecordsCaller<'_> {
-    /// Makes a call whose turn has come. If it has to be repeated, waits for the next turn.
+    /// Makes a call of a shard, whose turn has come. If it has to be repeated, waits for the next
+    /// turn.
     ///
     /// Cancel safe: a dropped call returns nothing, and another call may try CBOR.
     pub(super) async fn call(
         &self,
         request: RecordsRequest<'_>,
+        failures: &mut ShardFailures,
         pace: &mut Pace,
     ) -> RecordsOutcome {
         let RecordsRequest { iterator, mut limit, space, least } = request;
         let memory = ResponseMemory::new(space, least);
-        let Some(mut call) = self.wire.begin() else {
+        let Some(mut call) = self.wire.begin(failures) else {
             let attempt = self.attempt(iterator, limit, &memory, false).await;
             return outcome(attempt.result, memory, limit, None);
         };

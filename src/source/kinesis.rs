@@ -29,7 +29,7 @@ use super::listing::{Listing, Pages, restart_listing, start_mismatch, unusable_l
 use super::listing_cache::{LISTING_INTERVAL, ListingCache, ShardPresence};
 use super::retention_period::{Period, RetentionPeriod};
 use super::subscription::{MessageMeter, Subscription};
-use super::wire_format::{WireChoice, WireFormat};
+use super::wire_format::{ShardFailures, WireChoice, WireFormat};
 use crate::error::{ClassifiedError, Error, ErrorKind, Result, RetryAction, contain, date_of};
 use crate::mutex::Mutex;
 use crate::pacing::Pace;
@@ -118,10 +118,11 @@ impl StreamClient {
     pub(super) async fn records(
         &self,
         request: RecordsRequest<'_>,
+        failures: &mut ShardFailures,
         pace: &mut Pace,
     ) -> RecordsOutcome {
         let (client, arn) = (&self.client, self.arn.as_deref());
-        RecordsCaller { client, arn, wire: &self.wire }.call(request, pace).await
+        RecordsCaller { client, arn, wire: &self.wire }.call(request, failures, pace).await
     }
 
     /// Returns the ARN of the stream. Looks it up if the stream was given by name.

@@ -29,6 +29,7 @@ use super::memory_budget::ShardBudget;
 use super::response::{FirstRecord, Response};
 use super::retention::Beginning;
 use super::unproven_end::{INVALID_NUMBER, OpenEnd};
+use super::wire_format::ShardFailures;
 use super::{Position, ShardFetcher, Source, batches};
 use crate::error::{ClassifiedError, ErrorKind, RetryAction};
 use crate::telemetry::{Event, log_line};
@@ -50,6 +51,7 @@ const LIFE_AFTER_REPLACEMENT: Duration = Duration::from_secs(10);
 pub(super) struct PollingFetcher {
     fetch_state: FetchState,
     fetch_limit: FetchLimit,
+    cbor_failures: ShardFailures,
     memory: ShardBudget,
     demand: Demand,
     iterator: Option<ShardIterator>,
@@ -68,6 +70,7 @@ impl PollingFetcher {
         Self {
             fetch_state,
             fetch_limit,
+            cbor_failures: ShardFailures::default(),
             memory,
             demand,
             iterator: None,
@@ -246,7 +249,7 @@ impl ShardFetcher for PollingFetcher {
         let asked = Instant::now();
         let request = RecordsRequest { iterator: &token.text, limit: self.limit(), space, least };
         let FetchState { kinesis, pace, .. } = &mut self.fetch_state;
-        let outcome = kinesis.records(request, pace).await;
+        let outcome = kinesis.records(request, &mut self.cbor_failures, pace).await;
         if let Some(reason) = outcome.fallback {
             self.fetch_state.telemetry.emit(Event::WireFormatFallback { reason });
         }

@@ -24,6 +24,7 @@ const HTML: &str = "text/html";
 struct Reader {
     client: Client,
     wire: WireChoice,
+    failures: ShardFailures,
     pace: Pace,
     memory: MemoryBudget,
 }
@@ -31,14 +32,16 @@ struct Reader {
 impl Reader {
     fn new(client: Client, format: WireFormat) -> Self {
         let (wire, memory) = (WireChoice::new(format), MemoryBudget::new(1 << 20));
-        Self { client, wire, pace: Pace::new(Duration::from_secs(1)), memory }
+        let (failures, pace) = (ShardFailures::default(), Pace::new(Duration::from_secs(1)));
+        Self { client, wire, failures, pace, memory }
     }
 
     async fn read(&mut self) -> RecordsOutcome {
         let space = self.memory.shard().empty();
         let request = RecordsRequest { iterator: "i", limit: 1000, space, least: None };
         let (client, wire) = (&self.client, &self.wire);
-        RecordsCaller { client, arn: None, wire }.call(request, &mut self.pace).await
+        let caller = RecordsCaller { client, arn: None, wire };
+        caller.call(request, &mut self.failures, &mut self.pace).await
     }
 
     /// Makes a call and expects a response.
@@ -83,11 +86,12 @@ async fn request_in_cbor_is_complete_and_signed() {
     let request = RecordsRequest { iterator: &iterator, limit: 10_000, space, least: None };
     let (client, wire) = (&server.client(), &WireChoice::new(WireFormat::Auto));
     // A checked format keeps the limit.
-    let mut trial = wire.begin().unwrap();
+    let failures = &mut ShardFailures::default();
+    let mut trial = wire.begin(failures).unwrap();
     trial.answered(CborAnswer::Records);
     trial.repeated(RepeatCause::Check, Repeated::Succeeded(Comparison::Equal));
     let caller = RecordsCaller { client, arn: Some(ARN), wire };
-    caller.call(request, &mut Pace::new(Duration::from_secs(1))).await;
+    caller.call(request, failures, &mut Pace::new(Duration::from_secs(1))).await;
     let mut expected = b"\xbf\x6dShardIterator\x79\x01\x2c".to_vec();
     expected.extend(iterator.as_bytes());
     expected.extend(b"\x65Limit\x19\x27\x10\x69StreamARN\x78\x34");
@@ -399,7 +403,7 @@ async fn response_without_memory_is_rejected() {
         let request = RecordsRequest { iterator: "i", limit: 9, space: shard.empty(), least: None };
         let (client, wire) = (&reader.client, &reader.wire);
         let caller = RecordsCaller { client, arn: None, wire };
-        let outcome = caller.call(request, &mut reader.pace).await;
+        let outcome = caller.call(request, &mut reader.failures, &mut reader.pace).await;
         let failed = outcome.result.err().unwrap();
         let length = if format == WireFormat::Auto { cbor(0..9).len() } else { json(0..9).len() };
         assert_eq!((failed.was_rejected, failed.length), (true, length));

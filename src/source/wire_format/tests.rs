@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::choice::Phase;
 use super::*;
 
 const ANSWERED: Repeated = Repeated::Succeeded(Comparison::Inconclusive);
@@ -11,19 +12,45 @@ const INTERNAL_FAILURE: CborAnswer = CborAnswer::Failed { is_server_error: true 
 const SUSPECTS: [CborAnswer; 4] =
     [OUTAGE, INTERNAL_FAILURE, CborAnswer::Broken, CborAnswer::Missing];
 
+/// The reader of one shard.
+#[derive(Default)]
+struct Reader {
+    wire: WireChoice,
+    failures: ShardFailures,
+}
+
 /// Makes a call. Returns the reason if it settles on JSON. Each repeated call has this outcome.
 fn call(
-    wire: &WireChoice,
+    reader: &mut Reader,
     answer: CborAnswer,
     repeated: Repeated,
 ) -> (Option<Reaction>, Option<FallbackReason>) {
-    let Some(mut call) = wire.begin() else { return (None, None) };
+    let Some(mut call) = reader.wire.begin(&mut reader.failures) else { return (None, None) };
     let reaction = call.answered(answer);
     let reason = match reaction {
         Reaction::Use(reason) => reason,
         Reaction::Repeat(cause) => call.repeated(cause, repeated),
     };
     (Some(reaction), reason)
+}
+
+/// Makes calls until one is made by CBOR.
+fn next_cbor_call(
+    reader: &mut Reader,
+    answer: CborAnswer,
+    repeated: Repeated,
+) -> (Option<Reaction>, Option<FallbackReason>) {
+    let mut calls = std::iter::repeat_with(|| call(reader, answer, repeated)).take(2000);
+    calls.find(|outcome| *outcome != by_json()).expect("another call in CBOR")
+}
+
+/// Begins a call of another shard, without failures.
+fn begin(wire: &WireChoice) -> Option<CborCall<'_>> {
+    wire.begin(Box::leak(Box::default()))
+}
+
+fn by_json() -> (Option<Reaction>, Option<FallbackReason>) {
+    (None, None)
 }
 
 fn used() -> (Option<Reaction>, Option<FallbackReason>) {
@@ -41,123 +68,127 @@ fn phase(wire: &WireChoice) -> Phase {
     wire.0.lock().phase
 }
 
-fn checked() -> WireChoice {
-    let wire = WireChoice::new(WireFormat::Auto);
-    call(&wire, CborAnswer::Records, Repeated::Succeeded(Comparison::Equal));
-    assert_eq!(phase(&wire), Phase::Checked);
-    wire
+fn checked() -> Reader {
+    let mut reader = Reader::default();
+    call(&mut reader, CborAnswer::Records, Repeated::Succeeded(Comparison::Equal));
+    assert_eq!(phase(&reader.wire), Phase::Checked);
+    reader
 }
 
 #[test]
 fn json_option_makes_no_call_in_cbor() {
     let wire = WireChoice::new(WireFormat::Json);
-    assert!(wire.begin().is_none());
+    assert!(begin(&wire).is_none());
 }
 
 #[test]
 fn equal_records_check_cbor() {
-    let wire = WireChoice::new(WireFormat::Auto);
-    let outcome = call(&wire, CborAnswer::Records, Repeated::Succeeded(Comparison::Equal));
+    let mut reader = Reader::default();
+    let outcome = call(&mut reader, CborAnswer::Records, Repeated::Succeeded(Comparison::Equal));
     assert_eq!(outcome, repeated(RepeatCause::Check, None));
-    let (first, second) = (wire.begin(), wire.begin());
+    let (first, second) = (begin(&reader.wire), begin(&reader.wire));
     for mut call in [first, second].into_iter().flatten() {
         assert!(!call.is_trial());
         assert_eq!(call.answered(CborAnswer::Records), Reaction::Use(None));
     }
-    assert_eq!(phase(&wire), Phase::Checked);
+    assert_eq!(phase(&reader.wire), Phase::Checked);
 }
 
 #[test]
 fn different_records_settle_on_json() {
-    let wire = WireChoice::new(WireFormat::Auto);
-    let outcome = call(&wire, CborAnswer::Records, Repeated::Succeeded(Comparison::Different));
+    let mut reader = Reader::default();
+    let outcome =
+        call(&mut reader, CborAnswer::Records, Repeated::Succeeded(Comparison::Different));
     assert_eq!(outcome, repeated(RepeatCause::Check, Some(FallbackReason::Different)));
-    assert!(wire.begin().is_none());
+    assert!(begin(&reader.wire).is_none());
 }
 
 #[test]
 fn one_call_at_a_time_tries_cbor() {
     let wire = WireChoice::new(WireFormat::Auto);
-    let trial = wire.begin().unwrap();
+    let trial = begin(&wire).unwrap();
     assert!(trial.is_trial());
-    assert!(wire.begin().is_none(), "another call is made by JSON");
+    assert!(begin(&wire).is_none(), "another call is made by JSON");
     drop(trial);
-    assert!(wire.begin().is_some_and(|call| call.is_trial()), "a dropped trial is returned");
+    assert!(begin(&wire).is_some_and(|call| call.is_trial()), "a dropped trial is returned");
 }
 
 #[test]
 fn trial_that_waits_for_its_repeated_call_is_not_given_to_another_call() {
     let wire = WireChoice::new(WireFormat::Auto);
-    let mut trial = wire.begin().unwrap();
+    let mut trial = begin(&wire).unwrap();
     assert_eq!(trial.answered(CborAnswer::Records), Reaction::Repeat(RepeatCause::Check));
-    assert!(wire.begin().is_none());
+    assert!(begin(&wire).is_none());
     drop(trial);
-    assert!(wire.begin().is_some());
+    assert!(begin(&wire).is_some());
 }
 
 #[test]
 fn ended_trial_returns_no_trial_of_another_call() {
     let wire = WireChoice::new(WireFormat::Auto);
-    let mut first = wire.begin().unwrap();
+    let mut first = begin(&wire).unwrap();
     assert_eq!(first.answered(CborAnswer::Empty), Reaction::Use(None));
-    let second = wire.begin();
+    let second = begin(&wire);
     assert!(second.is_some());
     drop(first);
-    assert!(wire.begin().is_none(), "the second trial is in progress");
+    assert!(begin(&wire).is_none(), "the second trial is in progress");
 }
 
 #[test]
 fn cbor_without_records_ends_the_trial_without_result() {
-    let wire = WireChoice::new(WireFormat::Auto);
+    let mut reader = Reader::default();
     for answer in [CborAnswer::Empty, CborAnswer::Throttled, CborAnswer::Rejected] {
-        assert_eq!(call(&wire, answer, ANSWERED), used());
-        assert_eq!(phase(&wire), Phase::Untried);
+        assert_eq!(call(&mut reader, answer, ANSWERED), used());
+        assert_eq!(phase(&reader.wire), Phase::Untried);
     }
-    assert_eq!(wire.0.lock().failed_trials, 0);
+    assert_eq!(reader.wire.0.lock().failed_trials, 0);
 }
 
 #[test]
 fn failed_trials_in_a_row_end_with_an_empty_response() {
-    let wire = WireChoice::new(WireFormat::Auto);
+    let mut reader = Reader::default();
     for _ in 0..2 {
         for answer in [FAILED, CborAnswer::Throttled, INTERNAL_FAILURE] {
-            assert_eq!(call(&wire, answer, ANSWERED), used());
+            assert_eq!(next_cbor_call(&mut reader, answer, ANSWERED), used());
         }
-        assert_eq!(wire.0.lock().failed_trials, 2, "a returned trial does not count");
-        assert_eq!(call(&wire, FAILED, ANSWERED), (None, None), "one call by JSON");
-        assert_eq!(call(&wire, CborAnswer::Empty, ANSWERED), used());
-        assert_eq!(wire.0.lock().failed_trials, 0);
+        assert_eq!(reader.wire.0.lock().failed_trials, 2, "a returned trial does not count");
+        assert_eq!(call(&mut reader, FAILED, ANSWERED), by_json());
+        assert_eq!(call(&mut reader, CborAnswer::Empty, ANSWERED), used());
+        assert_eq!(reader.wire.0.lock().failed_trials, 0);
     }
 }
 
 #[test]
 fn foreign_answer_before_cbor_settles_only_if_json_succeeds() {
-    let wire = WireChoice::new(WireFormat::Auto);
-    let outcome = call(&wire, OTHER_FORMAT, Repeated::Failed);
+    let mut reader = Reader::default();
+    let outcome = next_cbor_call(&mut reader, OTHER_FORMAT, Repeated::Failed);
     assert_eq!(outcome, repeated(RepeatCause::Foreign, None));
-    let outcome = call(&wire, OTHER_FORMAT, ANSWERED);
+    let outcome = next_cbor_call(&mut reader, OTHER_FORMAT, ANSWERED);
     assert_eq!(outcome, repeated(RepeatCause::Foreign, Some(FallbackReason::Unsupported)));
-    assert!(wire.begin().is_none());
+    assert!(begin(&reader.wire).is_none());
 }
 
 #[test]
 fn foreign_5xx_before_cbor_settles_if_json_succeeds_twice_in_a_row() {
-    let wire = WireChoice::new(WireFormat::Auto);
+    let mut reader = Reader::default();
     for outcome in [ANSWERED, Repeated::Failed, ANSWERED] {
-        assert_eq!(call(&wire, OUTAGE, outcome), repeated(RepeatCause::Outage, None));
+        assert_eq!(
+            next_cbor_call(&mut reader, OUTAGE, outcome),
+            repeated(RepeatCause::Outage, None)
+        );
     }
-    let outcome = call(&wire, OUTAGE, ANSWERED);
+    let outcome = next_cbor_call(&mut reader, OUTAGE, ANSWERED);
     assert_eq!(outcome, repeated(RepeatCause::Outage, Some(FallbackReason::Unsupported)));
-    assert!(wire.begin().is_none());
+    assert!(begin(&reader.wire).is_none());
 }
 
 #[test]
 fn complete_json_answer_settles_without_another_call() {
-    for wire in [WireChoice::new(WireFormat::Auto), checked()] {
+    for mut reader in [Reader::default(), checked()] {
         let reason = Some(FallbackReason::Unsupported);
-        let outcome = call(&wire, CborAnswer::Json, ANSWERED);
+        let outcome = call(&mut reader, CborAnswer::Json, ANSWERED);
         assert_eq!(outcome, (Some(Reaction::Use(reason)), reason));
-        assert!(wire.begin().is_none());
+        assert!(begin(&reader.wire).is_none());
     }
 }
 
@@ -169,9 +200,9 @@ fn unreadable_or_refused_cbor_settles_whatever_json_answers() {
     ];
     for (answer, cause, reason) in cases {
         for outcome in [Repeated::Failed, ANSWERED] {
-            for wire in [WireChoice::new(WireFormat::Auto), checked()] {
-                assert_eq!(call(&wire, answer, outcome), repeated(cause, Some(reason)));
-                assert!(wire.begin().is_none());
+            for mut reader in [Reader::default(), checked()] {
+                assert_eq!(call(&mut reader, answer, outcome), repeated(cause, Some(reason)));
+                assert!(begin(&reader.wire).is_none());
             }
         }
     }
@@ -179,37 +210,43 @@ fn unreadable_or_refused_cbor_settles_whatever_json_answers() {
 
 #[test]
 fn foreign_answer_other_than_5xx_after_cbor_settles_if_json_succeeds_three_times_in_a_row() {
-    let wire = checked();
+    let mut reader = checked();
     for outcome in [ANSWERED, ANSWERED, Repeated::Failed, ANSWERED, ANSWERED] {
-        assert_eq!(call(&wire, OTHER_FORMAT, outcome), repeated(RepeatCause::Foreign, None));
+        assert_eq!(
+            next_cbor_call(&mut reader, OTHER_FORMAT, outcome),
+            repeated(RepeatCause::Foreign, None)
+        );
     }
-    assert_eq!(call(&wire, CborAnswer::Records, ANSWERED), used());
+    assert_eq!(next_cbor_call(&mut reader, CborAnswer::Records, ANSWERED), used());
     for _ in 0..2 {
-        assert_eq!(call(&wire, OTHER_FORMAT, ANSWERED), repeated(RepeatCause::Foreign, None));
+        assert_eq!(
+            next_cbor_call(&mut reader, OTHER_FORMAT, ANSWERED),
+            repeated(RepeatCause::Foreign, None)
+        );
     }
-    assert_eq!(phase(&wire), Phase::Checked);
-    let outcome = call(&wire, OTHER_FORMAT, ANSWERED);
+    assert_eq!(phase(&reader.wire), Phase::Checked);
+    let outcome = next_cbor_call(&mut reader, OTHER_FORMAT, ANSWERED);
     assert_eq!(outcome, repeated(RepeatCause::Foreign, Some(FallbackReason::Unsupported)));
 }
 
 #[test]
 fn outage_keeps_cbor() {
     for suspect in SUSPECTS {
-        let wire = checked();
+        let mut reader = checked();
         for end in [CborAnswer::Empty, CborAnswer::Records, FAILED, CborAnswer::Throttled] {
             for _ in 0..3 {
-                assert_eq!(call(&wire, suspect, ANSWERED), used());
+                assert_eq!(call(&mut reader, suspect, ANSWERED), used());
             }
-            assert_eq!(call(&wire, end, ANSWERED), used());
+            assert_eq!(call(&mut reader, end, ANSWERED), used());
         }
         for _ in 0..3 {
-            call(&wire, suspect, ANSWERED);
+            call(&mut reader, suspect, ANSWERED);
         }
         for _ in 0..100 {
-            let outcome = call(&wire, suspect, Repeated::Failed);
+            let outcome = call(&mut reader, suspect, Repeated::Failed);
             assert_eq!(outcome, repeated(RepeatCause::Outage, None));
         }
-        assert_eq!(phase(&wire), Phase::Checked);
+        assert_eq!(phase(&reader.wire), Phase::Checked);
     }
 }
 
@@ -217,52 +254,65 @@ fn outage_keeps_cbor() {
 fn server_whose_cbor_ends_is_read_by_json() {
     for shift in 0..SUSPECTS.len() {
         let mut suspects = SUSPECTS.into_iter().cycle().skip(shift);
-        let wire = checked();
+        let mut reader = checked();
         for suspect in suspects.by_ref().take(3) {
-            assert_eq!(call(&wire, suspect, ANSWERED), used());
+            assert_eq!(next_cbor_call(&mut reader, suspect, ANSWERED), used());
             for neither in [CborAnswer::Rejected, CborAnswer::Panicked] {
-                assert_eq!(call(&wire, neither, ANSWERED), used());
+                assert_eq!(next_cbor_call(&mut reader, neither, ANSWERED), used());
             }
         }
         for suspect in suspects.by_ref().take(2) {
-            assert_eq!(call(&wire, suspect, ANSWERED), repeated(RepeatCause::Outage, None));
+            assert_eq!(
+                next_cbor_call(&mut reader, suspect, ANSWERED),
+                repeated(RepeatCause::Outage, None)
+            );
         }
         let last = repeated(RepeatCause::Outage, Some(FallbackReason::Unsupported));
-        assert_eq!(call(&wire, suspects.next().unwrap(), ANSWERED), last);
-        assert!(wire.begin().is_none());
+        assert_eq!(next_cbor_call(&mut reader, suspects.next().unwrap(), ANSWERED), last);
+        assert!(begin(&reader.wire).is_none());
     }
 }
 
 #[test]
 fn failure_by_json_restarts_the_count_of_contradictions() {
-    let wire = checked();
+    let mut reader = checked();
     for _ in 0..3 {
-        call(&wire, OUTAGE, ANSWERED);
+        next_cbor_call(&mut reader, OUTAGE, ANSWERED);
     }
     for outcome in [ANSWERED, ANSWERED, Repeated::Failed, ANSWERED, ANSWERED] {
-        assert_eq!(call(&wire, OUTAGE, outcome), repeated(RepeatCause::Outage, None));
+        assert_eq!(
+            next_cbor_call(&mut reader, OUTAGE, outcome),
+            repeated(RepeatCause::Outage, None)
+        );
     }
-    assert_eq!(phase(&wire), Phase::Checked);
+    assert_eq!(phase(&reader.wire), Phase::Checked);
 }
 
-/// Begins calls of many shards at once, all of which fail. Returns those that are repeated.
-fn concurrent_failures(wire: &WireChoice) -> Vec<(CborCall, RepeatCause)> {
-    let mut calls: Vec<_> = std::iter::repeat_with(|| wire.begin().unwrap()).take(100).collect();
-    let answers: Vec<_> = calls.iter_mut().map(|call| call.answered(OUTAGE)).collect();
-    let repeated = calls.into_iter().zip(answers).filter_map(|(call, answer)| match answer {
-        Reaction::Repeat(cause) => Some((call, cause)),
-        Reaction::Use(_) => None,
-    });
-    repeated.collect()
+/// Returns a shard whose next failure is repeated by JSON.
+fn failing(wire: &WireChoice) -> Reader {
+    let mut reader = Reader { wire: wire.clone(), ..Reader::default() };
+    for _ in 0..3 {
+        assert_eq!(call(&mut reader, OUTAGE, ANSWERED), used());
+    }
+    reader
+}
+
+/// Begins calls of many shards at once, all of which fail and are repeated.
+fn concurrent_failures<'a>(shards: impl Iterator<Item = &'a mut Reader>) -> Vec<CborCall<'a>> {
+    let calls = shards.map(|shard| shard.wire.begin(&mut shard.failures).unwrap());
+    let mut calls: Vec<_> = calls.collect();
+    for call in &mut calls {
+        assert_eq!(call.answered(OUTAGE), Reaction::Repeat(RepeatCause::Outage));
+    }
+    calls
 }
 
 #[test]
 fn shards_that_recover_at_once_are_one_contradiction() {
-    let wire = checked();
-    let repeated = concurrent_failures(&wire);
-    assert_eq!(repeated.len(), 97);
-    for (call, cause) in repeated {
-        assert_eq!(call.repeated(cause, ANSWERED), None);
+    let wire = checked().wire;
+    let mut shards: Vec<_> = (0..100).map(|_| failing(&wire)).collect();
+    for call in concurrent_failures(shards.iter_mut()) {
+        assert_eq!(call.repeated(RepeatCause::Outage, ANSWERED), None);
     }
     assert_eq!(phase(&wire), Phase::Checked);
     assert_eq!(wire.0.lock().contradictions, 1);
@@ -270,35 +320,60 @@ fn shards_that_recover_at_once_are_one_contradiction() {
 
 #[test]
 fn call_that_began_before_the_last_contradiction_does_not_count() {
-    let wire = checked();
-    let (first, mut late) = (concurrent_failures(&wire), concurrent_failures(&wire));
-    let (last, cause) = late.pop().unwrap();
-    for (call, cause) in first.into_iter().chain(late) {
-        assert_eq!(call.repeated(cause, ANSWERED), None);
+    let wire = checked().wire;
+    let mut shards: Vec<_> = (0..100).map(|_| failing(&wire)).collect();
+    let mut calls = concurrent_failures(shards.iter_mut());
+    let last = calls.pop().unwrap();
+    for call in calls {
+        assert_eq!(call.repeated(RepeatCause::Outage, ANSWERED), None);
     }
-    assert_eq!(call(&wire, OUTAGE, ANSWERED), repeated(RepeatCause::Outage, None));
-    assert_eq!(last.repeated(cause, ANSWERED), None);
+    let outcome = call(&mut failing(&wire), OUTAGE, ANSWERED);
+    assert_eq!(outcome, repeated(RepeatCause::Outage, None));
+    assert_eq!(last.repeated(RepeatCause::Outage, ANSWERED), None);
     assert_eq!(wire.0.lock().contradictions, 2);
-    let reason = Some(FallbackReason::Unsupported);
-    assert_eq!(call(&wire, OUTAGE, ANSWERED), repeated(RepeatCause::Outage, reason));
+    let outcome = call(&mut failing(&wire), OUTAGE, ANSWERED);
+    assert_eq!(outcome, repeated(RepeatCause::Outage, Some(FallbackReason::Unsupported)));
+}
+
+#[test]
+fn shard_whose_cbor_calls_alone_fail_is_read_by_json() {
+    for suspect in SUSPECTS {
+        let mut other = checked();
+        let mut reader = Reader { wire: other.wire.clone(), ..Reader::default() };
+        let mut tries = 0;
+        for number in 0..1000 {
+            assert_eq!(call(&mut other, CborAnswer::Records, ANSWERED), used());
+            let outcome = call(&mut reader, suspect, ANSWERED);
+            if number < 3 {
+                assert_eq!(outcome, used(), "a failure to retry");
+            } else if outcome != by_json() {
+                assert_eq!(outcome, repeated(RepeatCause::Outage, None));
+                tries += 1;
+            }
+        }
+        assert_eq!(tries, 10, "the 10th try is followed by 511 calls by JSON");
+        while call(&mut reader, CborAnswer::Empty, ANSWERED) == by_json() {}
+        assert_eq!(call(&mut reader, suspect, ANSWERED), used(), "the count begins again");
+        assert_eq!(phase(&other.wire), Phase::Checked);
+    }
 }
 
 #[test]
 fn client_with_a_protocol_of_its_own_keeps_it_without_an_event() {
-    let wire = WireChoice::new(WireFormat::Auto);
-    assert_eq!(call(&wire, CborAnswer::OtherProtocol, ANSWERED), used());
-    assert!(wire.begin().is_none());
+    let mut reader = Reader::default();
+    assert_eq!(call(&mut reader, CborAnswer::OtherProtocol, ANSWERED), used());
+    assert!(begin(&reader.wire).is_none());
 }
 
 #[test]
 fn failed_trials_become_rare() {
     use CborAnswer::{Broken, Missing, Panicked};
     for answer in [Missing, Broken, Panicked, FAILED, INTERNAL_FAILURE] {
-        let wire = WireChoice::new(WireFormat::Auto);
+        let mut reader = Reader::default();
         let mut by_json = Vec::new();
         for _ in 0..13 {
             let mut calls = 0;
-            while call(&wire, answer, ANSWERED).0.is_none() {
+            while call(&mut reader, answer, ANSWERED).0.is_none() {
                 calls += 1;
             }
             by_json.push(calls);
@@ -309,8 +384,8 @@ fn failed_trials_become_rare() {
 
 #[test]
 fn only_the_first_of_concurrent_calls_settles() {
-    let wire = checked();
-    let (mut first, mut second) = (wire.begin().unwrap(), wire.begin().unwrap());
+    let wire = checked().wire;
+    let (mut first, mut second) = (begin(&wire).unwrap(), begin(&wire).unwrap());
     assert_eq!(first.answered(CborAnswer::Unreadable), Reaction::Repeat(RepeatCause::Unreadable));
     assert_eq!(second.answered(CborAnswer::Refused), Reaction::Repeat(RepeatCause::Refused));
     let reason = second.repeated(RepeatCause::Refused, Repeated::Failed);
@@ -375,7 +450,7 @@ proptest! {
         for step in steps {
             match step {
                 Step::Begin => {
-                    if let Some(call) = wire.begin() {
+                    if let Some(call) = begin(&wire) {
                         prop_assert_eq!(settled, 0, "no CBOR after JSON is settled");
                         prop_assert_eq!(call.is_trial(), !is_checked);
                         sent.push(call);

@@ -1,6 +1,7 @@
 //! The wire format while the server or the calls change: outages, servers that are replaced, and
 //! trials that bring no result.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
@@ -70,10 +71,11 @@ async fn failures_of_the_front_end_now_and_then_keep_cbor() {
             let consumer = consumer(&kinesis).limit(20).build().unwrap();
             let (mut records, mut events) = (consumer.records(), consumer.events());
             read(&mut records, shards, 0..MANY).await;
-            let (mut count, failure) = (0, failure.clone());
+            let (mut counts, failure) = (HashMap::new(), failure.clone());
             kinesis.on_call(move |call| {
-                count += usize::from(is_read(call));
-                if is_read(call) && count % every == 0 { failure.clone() } else { Outcome::Served }
+                let count = counts.entry(call.shard_id.clone()).or_insert(0);
+                *count += usize::from(is_read(call));
+                if is_read(call) && *count % every == 0 { failure.clone() } else { Outcome::Served }
             });
             let checked = reads(&kinesis).len();
             put(&orders, 100..200);
@@ -86,6 +88,26 @@ async fn failures_of_the_front_end_now_and_then_keep_cbor() {
             assert_eq!(fallbacks(&mut events), []);
             assert_calls_are_allowed(&kinesis);
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn shard_whose_calls_in_cbor_alone_fail_is_read_by_json() {
+    for failure in [unavailable(), bad_gateway(), Outcome::Lost] {
+        let (kinesis, orders) = orders(4);
+        put(&orders, 0..MANY);
+        let consumer = consumer(&kinesis).limit(20).build().unwrap();
+        let (mut records, mut events) = (consumer.records(), consumer.events());
+        read(&mut records, 4, 0..MANY).await;
+        let failing = orders.shard(0).id().clone();
+        kinesis.on_call(move |call| {
+            let fails = is_read(call) && call.is_cbor && call.shard_id.as_ref() == Some(&failing);
+            if fails { failure.clone() } else { Outcome::Served }
+        });
+        put(&orders, 100..200);
+        read(&mut records, 4, 100..200).await;
+        assert_eq!(fallbacks(&mut events), []);
+        assert_calls_are_allowed(&kinesis);
     }
 }
 

@@ -63,10 +63,31 @@ async fn shard_is_read_although_each_call_in_cbor_begins_to_fail_after_the_check
         for _ in 0..3 {
             assert_eq!(reader.failure().await.1, None);
         }
-        for reason in [None, None, Some(FallbackReason::Unsupported), None] {
+        for reason in [None, None, None, Some(FallbackReason::Unsupported), None] {
             assert_eq!(reader.numbers().await, (vec!["1".into()], reason));
         }
         let formats = server.formats().join(" ");
-        assert_eq!(formats, "cbor cbor cbor cbor json cbor json cbor json json");
+        assert_eq!(formats, "cbor cbor cbor cbor json cbor json json cbor json json");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn shard_whose_calls_in_cbor_alone_fail_is_read_by_json() {
+    for by_format in FAILING {
+        let (server, other_server) = (Server::default(), Server::default());
+        server.0.lock().by_format = Some(by_format);
+        other_server.0.lock().by_format = Some(|_| answer(200, CBOR, cbor([2])));
+        let mut other = checked(&other_server).await;
+        let mut reader = auto(&server);
+        reader.wire = other.wire.clone();
+        for _ in 0..3 {
+            assert_eq!(reader.failure().await.1, None);
+        }
+        for _ in 0..20 {
+            assert_eq!(other.numbers().await, (vec!["2".into()], None));
+            assert_eq!(reader.numbers().await, (vec!["1".into()], None));
+        }
+        let tries = server.formats().iter().filter(|format| **format == "cbor").count();
+        assert_eq!(tries, 3 + 5, "the others are made by JSON");
     }
 }
