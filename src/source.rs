@@ -29,6 +29,7 @@ mod registered_consumer;
 mod response;
 mod retention;
 mod retention_period;
+mod spare_buffers;
 mod subscription;
 mod unproven_end;
 mod wire_format;

@@ -17,15 +17,20 @@
 //!
 //! The reserve is for responses that are not delivered. What the caller keeps of a delivered response
 //! counts towards the budget, even beyond its size.
+//!
+//! Buffers of dropped responses are kept for the next ones in memory that is free, and dropped as
+//! soon as it is taken.
 
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::demand::{Demand, Urgency};
+use super::spare_buffers::SpareBuffers;
 use crate::mutex::Mutex;
 
 /// The bytes that each shard may hold in addition to the budget: enough to read a response of 48 KiB.
@@ -65,6 +70,8 @@ struct BudgetState {
     pool: Pool,
     /// Notifies waiting fetches of released memory.
     released: Notify,
+    /// Together with the bytes taken from the pool, they take no more than its size.
+    spare_buffers: SpareBuffers,
 }
 
 /// A number of bytes that reservations take from and release to.
@@ -100,10 +107,12 @@ impl MemoryBudget {
     /// Creates a budget of `bytes` bytes. A response counts with its length and the index of its
     /// records, until the last of its records is dropped.
     ///
-    /// With less free memory, a shard reads fewer records at a time. A budget of 0 bytes is refused
+    /// With less free memory, a shard reads fewer records at a time. Free memory may hold up to
+    /// 16 MiB of buffers of earlier responses for the next ones, for at most 10 s. A budget of 0 bytes is refused
     /// by [`build`](crate::ConsumerBuilder::build).
     pub fn new(bytes: usize) -> Self {
-        Self(Arc::new(BudgetState { pool: Pool::new(bytes), released: Notify::new() }))
+        let (pool, released) = (Pool::new(bytes), Notify::new());
+        Self(Arc::new(BudgetState { pool, released, spare_buffers: SpareBuffers::default() }))
     }
 
     /// Returns the size of the budget in bytes.
@@ -120,6 +129,13 @@ impl MemoryBudget {
     pub(super) fn shard(&self) -> ShardBudget {
         let shared = Arc::clone(&self.0);
         ShardBudget(Arc::new(Both { reserve: Pool::new(RESERVE), shared }))
+    }
+}
+
+impl BudgetState {
+    /// Drops the spare buffers whose memory was taken.
+    fn shrink_spare_buffers(&self) {
+        self.spare_buffers.shrink(self.pool.free());
     }
 }
 
@@ -167,6 +183,7 @@ impl ShardBudget {
     ///
     /// Cancel safe: if the future is dropped before it is ready, no memory is taken.
     pub(super) async fn grant(&self, demand: &Demand, bytes: usize) -> Reservation {
+        self.0.shared.spare_buffers.expire(Instant::now());
         loop {
             let mut released = pin!(self.0.shared.released.notified());
             let mut changed = pin!(demand.changed());
@@ -221,6 +238,7 @@ impl Reservation {
         }
         self.reserved += reserved;
         self.shared += missing - reserved;
+        shared.shrink_spare_buffers();
         self.shrink(bytes);
         true
     }
@@ -228,14 +246,28 @@ impl Reservation {
     /// Resizes the reservation to `bytes`, or as close to it as free memory allows.
     pub(super) fn resize_up_to(&mut self, bytes: usize) {
         self.shrink(bytes);
-        self.reserved += self.memory.0.reserve.take(bytes - self.taken());
-        self.shared += self.memory.0.shared.pool.take(bytes - self.taken());
+        let Both { reserve, shared } = &*self.memory.0;
+        self.reserved += reserve.take(bytes - self.taken());
+        self.shared += shared.pool.take(bytes - self.taken());
+        shared.shrink_spare_buffers();
+    }
+
+    /// Returns an empty buffer of at least `length` bytes, and at most a quarter more. The caller
+    /// has reserved the memory.
+    pub(super) fn buffer(&self, length: usize) -> Vec<u8> {
+        self.memory.0.shared.spare_buffers.take(length)
+    }
+
+    /// Keeps a buffer for another response, as far as memory is free.
+    fn give(&self, buffer: Vec<u8>) {
+        let shared = &self.memory.0.shared;
+        shared.spare_buffers.give(buffer, shared.pool.free(), Instant::now());
     }
 
     /// Returns the buffer as bytes that keep the reservation until the last of them is dropped.
     pub(super) fn hold(self, buffer: Vec<u8>) -> (Bytes, HeldMemory) {
         let memory = HeldMemory(Arc::new(Mutex::new(self)));
-        (Bytes::from_owner(CountedBuffer { buffer, _memory: memory.clone() }), memory)
+        (Bytes::from_owner(CountedBuffer { buffer, memory: memory.clone() }), memory)
     }
 
     /// Takes the reserved bytes from the budget instead, even if too few are free there.
@@ -243,6 +275,7 @@ impl Reservation {
         let Both { reserve, shared } = &*self.memory.0;
         let reserved = std::mem::take(&mut self.reserved);
         shared.pool.overdraw(reserved);
+        shared.shrink_spare_buffers();
         reserve.release(reserved);
         self.shared += reserved;
     }
@@ -285,7 +318,14 @@ impl Drop for Reservation {
 /// A buffer, and the memory that is reserved for it.
 struct CountedBuffer {
     buffer: Vec<u8>,
-    _memory: HeldMemory,
+    memory: HeldMemory,
+}
+
+impl Drop for CountedBuffer {
+    fn drop(&mut self) {
+        let buffer = std::mem::take(&mut self.buffer);
+        self.memory.0.lock().give(buffer);
+    }
 }
 
 impl AsRef<[u8]> for CountedBuffer {

@@ -141,8 +141,11 @@ impl ResponseMemory {
         if length > MAX_READ_BYTES {
             return Err(self.lock().refuse(length));
         }
-        self.lock().fit(length, while_read(length))?;
-        let mut buffer = Vec::with_capacity(length);
+        let mut buffer = {
+            let mut response = self.lock();
+            response.fit(length, while_read(length))?;
+            response.space.buffer(length)
+        };
         while let Some(data) = next_data(&mut body).await? {
             if data.len() > length - buffer.len() {
                 return Err("the response is longer than its Content-Length".into());
