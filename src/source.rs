@@ -49,7 +49,7 @@ use crate::telemetry::ShardTelemetry;
 pub(crate) use absent_listings::AbsentListings;
 pub(crate) use batch::Batch;
 pub(crate) use demand::Demand;
-use fan_out::{FanOutFetcher, SubscriptionSlot};
+use fan_out::FanOutFetcher;
 pub(crate) use kinesis::{KnownShard, MAX_CLOCK_SKEW, StreamClient};
 pub(crate) use listing::{ListedShard, Listing, start_mismatch, unusable_listing};
 pub use memory_budget::MemoryBudget;
@@ -129,13 +129,18 @@ pub(crate) enum Fetched {
 trait ShardFetcher: Send + 'static {
     fn fetch_state(&mut self) -> &mut FetchState;
 
-    /// Waits until a call is allowed and makes one. Returns `None` if it has brought nothing.
+    /// Waits until the caller permits the next item.
+    fn permit(&mut self) -> impl Future<Output = ()> + Send;
+
+    /// Waits until a call is allowed and permitted, and makes one. Returns `None` if it has brought
+    /// nothing.
     fn fetch_once(
         &mut self,
     ) -> impl Future<Output = Result<Option<FetchedResponse>, Interrupt>> + Send;
 }
 
-/// Returns a stream that fetches until the shard ends or an error is final.
+/// Returns a stream that fetches until the shard ends or an error is final. Each item takes a
+/// permit. A fetch has taken the permit of its first item.
 fn batches(mut source: impl ShardFetcher) -> BoxStream<'static, Result<Fetched>> {
     let batches = stream! {
         source.fetch_state().emit_started();
@@ -155,12 +160,14 @@ fn batches(mut source: impl ShardFetcher) -> BoxStream<'static, Result<Fetched>>
             let FetchedResponse { error, mut batch, passed, end } = response;
             if let Some(error) = error {
                 yield Err(error);
+                source.permit().await;
             }
             while let Err(interrupt) = source.fetch_state().retain_own(&mut batch).await {
                 let (item, is_over) = interrupt.into_item();
                 if matches!(item, Ok(Fetched::End(_))) && batch.len() > 0 {
                     // The shard is gone, and nothing else tells which of its records are its own.
                     yield Ok(Fetched::Records(batch));
+                    source.permit().await;
                     yield item;
                     return;
                 }
@@ -168,6 +175,7 @@ fn batches(mut source: impl ShardFetcher) -> BoxStream<'static, Result<Fetched>>
                 if is_over {
                     return;
                 }
+                source.permit().await;
             }
             let is_empty = batch.len() == 0;
             if is_empty {
@@ -177,6 +185,7 @@ fn batches(mut source: impl ShardFetcher) -> BoxStream<'static, Result<Fetched>>
                 yield Ok(Fetched::Records(batch));
             }
             if let Some(children) = end {
+                source.permit().await;
                 yield Ok(Fetched::End(children));
                 return;
             }
@@ -194,8 +203,6 @@ fn batches(mut source: impl ShardFetcher) -> BoxStream<'static, Result<Fetched>>
 pub(crate) struct Source {
     batches: BoxStream<'static, Result<Fetched>>,
     demand: Demand,
-    /// Holds the subscription of enhanced fan-out. That of a polled shard stays empty.
-    subscription: SubscriptionSlot,
 }
 
 impl Source {
@@ -206,11 +213,6 @@ impl Source {
     /// Returns the demand, which states how urgently the caller wants the next batch.
     pub(crate) fn demand(&self) -> &Demand {
         &self.demand
-    }
-
-    /// Drops the subscription, because the caller has not polled for a while.
-    pub(crate) fn drop_subscription(&mut self) {
-        drop(self.subscription.take());
     }
 }
 

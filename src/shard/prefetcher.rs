@@ -1,41 +1,19 @@
 //! Drives a source in a separate task, as far as there is demand.
 
 use std::future::poll_fn;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
-use tokio::sync::{AcquireError, Semaphore, SemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
 
 use super::CloseSignal;
 use crate::error::{self, Error, ErrorKind, Panic};
 use crate::source::{Demand, Fetched, Source};
 use crate::telemetry::{Event, ShardTelemetry, Task};
 
-/// The time without demand after which a source drops its subscription. A new subscription takes at
-/// most as long, and pushed data that is not read blocks other shards of the same connection.
-const REST_AFTER: Duration = Duration::from_secs(10);
-
-/// Waits for a permit, which is granted once there is demand. After [`REST_AFTER`] without one,
-/// lets the source rest.
-async fn wait_for_permit<'a>(
-    permits: &'a Semaphore,
-    source: &mut Source,
-) -> Result<SemaphorePermit<'a>, AcquireError> {
-    if let Ok(permit) = timeout(REST_AFTER, permits.acquire()).await {
-        return permit;
-    }
-    source.drop_subscription();
-    permits.acquire().await
-}
-
 /// Receives the batches of a source from the task that fetches them. A fetch in progress continues
 /// while the caller is busy. Dropping the prefetcher ends the task.
 pub(crate) struct Prefetcher {
-    /// A permit for each batch that may be fetched.
-    permits: Arc<Semaphore>,
     demand: Demand,
     /// The number of permits granted, less the number of batches received.
     outstanding: usize,
@@ -68,20 +46,15 @@ impl Prefetcher {
         mut over: CloseSignal,
         telemetry: ShardTelemetry,
     ) -> Self {
-        let (permits, demand) = (Arc::new(Semaphore::new(0)), source.demand().clone());
+        let demand = source.demand().clone();
         // Holds at most one message per permit, and the last message.
         let (sender, messages) = mpsc::unbounded_channel();
         let mut task = JoinSet::new();
         task.spawn({
-            let permits = Arc::clone(&permits);
             let (fetched, buffered) = (sender.clone(), telemetry.clone());
             let fetching = async move {
                 // The item keeps the permit. A new one is granted after the item was received.
-                while let Ok(permit) = wait_for_permit(&permits, &mut source).await {
-                    permit.forget();
-                    let Some(item) = source.next().await else {
-                        return;
-                    };
+                while let Some(item) = source.next().await {
                     if let Ok(Fetched::Records(batch)) = &item {
                         buffered.fetched(batch.len(), batch.context().millis_behind_latest);
                     }
@@ -112,7 +85,7 @@ impl Prefetcher {
                 let _dropped = sender.send(last);
             }
         });
-        Self { permits, demand, outstanding: 0, received: 0, messages, _task: task }
+        Self { demand, outstanding: 0, received: 0, messages, _task: task }
     }
 
     /// Requests the next batch, since the caller waits for it.
@@ -129,14 +102,14 @@ impl Prefetcher {
 
     fn request(&mut self, batches: usize) {
         let missing = batches.saturating_sub(self.outstanding);
-        self.permits.add_permits(missing);
+        self.demand.add_permits(missing);
         self.outstanding += missing;
     }
 
     /// Prevents new fetches until a batch is requested again.
     pub(crate) fn hold(&mut self) {
         self.demand.hold();
-        self.outstanding -= self.permits.forget_permits(self.outstanding);
+        self.outstanding -= self.demand.forget_permits(self.outstanding);
     }
 
     /// Polls for the next batch, or the end of the task.

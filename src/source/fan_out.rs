@@ -10,15 +10,15 @@
 //! ```
 //!
 //! Each event names the position at which the next subscription must begin, so subscriptions follow
-//! each other without a gap. While the caller does not poll, the subscription is kept in a slot.
-//! [`Source::drop_subscription`] drops it from there, and the next poll subscribes again at the position.
+//! each other without a gap. While the caller does not poll, the subscription is kept for
+//! [`REST_AFTER`]. Then it is dropped, and the next fetch subscribes again at the position.
 //! Dropping the source at any await point drops the subscription and loses nothing else.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_kinesis::types::SubscribeToShardEvent;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::demand::Demand;
 use super::fetch_state::{
@@ -34,9 +34,12 @@ use super::subscription::{
 use super::unproven_end::{INVALID_NUMBER, OpenEnd};
 use super::{KnownShard, ShardFetcher, Source, batches};
 use crate::error::{ClassifiedError, ErrorKind, RetryAction};
-use crate::mutex::Mutex;
 use crate::record::SequenceNumber;
 use crate::telemetry::log_line;
+
+/// The time without a permit after which the subscription is dropped. A new subscription takes at
+/// most as long, and pushed data that is not read blocks other shards of the same connection.
+const REST_AFTER: Duration = Duration::from_secs(10);
 
 /// The time for which the old subscription continues after an attempt to replace it has failed.
 const RENEW_AGAIN: Duration = Duration::from_secs(10);
@@ -56,7 +59,8 @@ pub(super) struct FanOutFetcher {
     registered_consumer: Arc<RegisteredConsumer>,
     memory: ShardBudget,
     demand: Demand,
-    slot: SubscriptionSlot,
+    /// The subscription, between two fetches.
+    subscription: Option<Subscription>,
     /// The length of the message for which there was not enough memory, or 0.
     expected: usize,
     /// True until the subscription has brought a record after the position or has caught up.
@@ -66,20 +70,6 @@ pub(super) struct FanOutFetcher {
     /// The age up to which a subscription without a new record is kept while the last record is
     /// within retention. It doubles with each replacement, so that the next record is reached.
     patience: Duration,
-}
-
-/// Holds the subscription between two fetches. Clones share it.
-#[derive(Clone, Default)]
-pub(super) struct SubscriptionSlot(Arc<Mutex<Option<Subscription>>>);
-
-impl SubscriptionSlot {
-    pub(super) fn take(&self) -> Option<Subscription> {
-        self.0.lock().take()
-    }
-
-    fn put(&self, subscription: Subscription) {
-        *self.0.lock() = Some(subscription);
-    }
 }
 
 /// A subscription that has started.
@@ -104,13 +94,13 @@ impl FanOutFetcher {
         registered_consumer: Arc<RegisteredConsumer>,
         memory: ShardBudget,
     ) -> Self {
-        let (demand, slot) = (Demand::default(), SubscriptionSlot::default());
+        let demand = Demand::default();
         Self {
             fetch_state,
             registered_consumer,
             memory,
             demand,
-            slot,
+            subscription: None,
             expected: 0,
             placed: true,
             placed_at: Instant::now(),
@@ -120,8 +110,8 @@ impl FanOutFetcher {
 
     /// Creates the source. It makes no call until it is polled.
     pub(super) fn into_source(self) -> Source {
-        let (demand, subscription) = (self.demand.clone(), self.slot.clone());
-        Source { batches: batches(self), demand, subscription }
+        let demand = self.demand.clone();
+        Source { batches: batches(self), demand }
     }
 
     /// Subscribes again. If that fails, returns `None`, and the old subscription continues for
@@ -143,7 +133,7 @@ impl FanOutFetcher {
         };
         if let Some(mut old) = old {
             old.renew_at = Instant::now() + RENEW_AGAIN;
-            self.slot.put(old);
+            self.subscription = Some(old);
         }
         match refused {
             SubscribeError::NoRoom(length) => {
@@ -253,7 +243,7 @@ impl FanOutFetcher {
             Some(next) if children.is_none() || has_records || may_be_behind => {
                 self.fetch_state.note_next_position(is_empty && has_records, has_records);
                 self.fetch_state.report_recovery(is_empty);
-                self.slot.put(subscription);
+                self.subscription = Some(subscription);
                 if beginning == Beginning::Sound
                     && let Some(lag) = lag
                 {
@@ -325,8 +315,16 @@ impl ShardFetcher for FanOutFetcher {
         &mut self.fetch_state
     }
 
+    async fn permit(&mut self) {
+        if timeout(REST_AFTER, self.demand.permit()).await.is_err() {
+            self.subscription = None;
+            self.demand.permit().await;
+        }
+    }
+
     async fn fetch_once(&mut self) -> Result<Option<FetchedResponse>, Interrupt> {
-        let mut subscription = match self.slot.take() {
+        self.permit().await;
+        let mut subscription = match self.subscription.take() {
             Some(young) if Instant::now() < young.renew_at => young,
             old => match self.renew(old).await? {
                 Some(new) => new,
@@ -338,7 +336,7 @@ impl ShardFetcher for FanOutFetcher {
                 return self.read(event, message, subscription).await;
             }
             SubscriptionMessage::Nothing | SubscriptionMessage::Renew => {
-                self.slot.put(subscription);
+                self.subscription = Some(subscription);
             }
             SubscriptionMessage::TooLittleMemory(length) => self.note_memory_shortage(length),
             SubscriptionMessage::Ended => {

@@ -19,7 +19,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::demand::Demand;
-use super::fan_out::SubscriptionSlot;
 use super::fetch_limit::FetchLimit;
 use super::fetch_state::{
     FetchState, FetchedResponse, Interrupt, MeasuredRecords, Unpacked, children,
@@ -83,7 +82,7 @@ impl PollingFetcher {
     /// Returns the source. It makes no call until it is polled.
     pub(super) fn into_source(self) -> Source {
         let demand = self.demand.clone();
-        Source { batches: batches(self), demand, subscription: SubscriptionSlot::default() }
+        Source { batches: batches(self), demand }
     }
 
     /// Returns the record limit of the next call. If the option is 1 and the iterator is placed at
@@ -222,8 +221,13 @@ impl ShardFetcher for PollingFetcher {
         &mut self.fetch_state
     }
 
+    async fn permit(&mut self) {
+        self.demand.permit().await;
+    }
+
     async fn fetch_once(&mut self) -> Result<Option<FetchedResponse>, Interrupt> {
         self.fetch_state.pace.ready().await;
+        self.permit().await;
         let mut token = match self.iterator.take().filter(ShardIterator::is_young) {
             Some(fresh) => fresh,
             None => match self.place().await? {
