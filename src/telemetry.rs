@@ -21,6 +21,7 @@ mod shard;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, MutexGuard, OnceLock, Weak};
 use std::time::Duration;
 
@@ -63,8 +64,8 @@ struct TelemetryInner {
     metrics: ConsumerMetrics,
     recorder: Sink,
     layer: Sink,
-    /// Returns the number of buffered bytes.
-    buffered: Mutex<Option<Arc<dyn Fn() -> usize + Send + Sync>>>,
+    /// The number of buffered bytes, as the memory budget of the last session counts it.
+    buffered: Mutex<Arc<AtomicUsize>>,
     /// Delivers errors to the caller.
     error_sink: Mutex<Option<Arc<ErrorSink>>>,
     /// The time since which checkpoints cannot be saved.
@@ -163,10 +164,9 @@ impl Telemetry {
         Events::new(events.subscribe())
     }
 
-    /// Sets the function that returns the number of buffered bytes.
-    pub(crate) fn set_buffered_bytes_fn(&self, bytes: impl Fn() -> usize + Send + Sync + 'static) {
-        let before = lock(&self.0.buffered).replace(Arc::new(bytes));
-        drop(before);
+    /// Sets the counter of buffered bytes.
+    pub(crate) fn set_buffered_bytes(&self, bytes: Arc<AtomicUsize>) {
+        *lock(&self.0.buffered) = bytes;
     }
 
     /// Notes that one write saved this number of positions; 0 if there was nothing to write.
@@ -185,8 +185,7 @@ impl Telemetry {
 
     /// Updates the periodically sampled gauges of a worker that holds this number of leases.
     pub(crate) fn measure(&self, leases: usize) {
-        let buffered = lock(&self.0.buffered).clone();
-        let buffered = buffered.map_or(0, |bytes| bytes());
+        let buffered = lock(&self.0.buffered).load(Ordering::Relaxed);
         let unsaved = lock(&self.0.unsaved).map_or(Duration::ZERO, |since| since.elapsed());
         self.contain(Task::Metrics, || self.0.metrics.measure(leases, buffered, unsaved));
         for gauges in self.all_gauges() {

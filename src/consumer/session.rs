@@ -130,10 +130,7 @@ impl Session {
             }
         });
         let memory_budget = inner.settings.buffer();
-        inner.telemetry.set_buffered_bytes_fn({
-            let memory_budget = memory_budget.clone();
-            move || memory_budget.taken()
-        });
+        inner.telemetry.set_buffered_bytes(memory_budget.taken_counter());
         Running { session: Arc::clone(self), memory_budget, writer, assignments, has_ended }
     }
 
