@@ -41,7 +41,6 @@ use tokio::sync::mpsc;
 use crate::checkpoint::Watermark;
 use crate::clock::Clock;
 use crate::discovery::{ShardDiscovery, ShardOrdering};
-use crate::error::Result;
 use crate::shard::{CheckpointOn, LeaseHandle, PollMonitor, ReadReport, WorkerMessage};
 use crate::source::{KnownShard, Position};
 use crate::store::{LeaseStore, Scope, Writer};
@@ -71,7 +70,7 @@ pub(crate) struct WorkerDeps {
     pub(crate) discovery: ShardDiscovery,
     pub(crate) telemetry: Telemetry,
     pub(crate) config: WorkerConfig,
-    pub(crate) assignments: mpsc::UnboundedSender<Result<AssignedShard>>,
+    pub(crate) assignments: mpsc::UnboundedSender<AssignedShard>,
     pub(crate) messages: mpsc::UnboundedSender<WorkerMessage>,
 }
 

@@ -29,7 +29,7 @@ use tokio::sync::broadcast;
 use tokio::time::Instant;
 
 use crate::checkpoint::Watermark;
-use crate::error::{Error, Result, contain_call};
+use crate::error::{Error, ErrorReporter, Result, contain_call};
 use crate::mutex::Mutex;
 use crate::record::ShardId;
 
@@ -49,9 +49,6 @@ pub(crate) use shard::{InFlight, ShardTelemetry};
 /// The number of events by which a listener may lag behind before it misses events.
 const LONGEST_BACKLOG: usize = 1024;
 
-/// A function that delivers an error to the caller, or returns it if no stream can deliver it.
-type ErrorSink = dyn Fn(Error) -> Result<()> + Send + Sync;
-
 /// The telemetry of one consumer. Clones share their state.
 #[derive(Clone)]
 pub(crate) struct Telemetry(Arc<TelemetryInner>);
@@ -66,8 +63,8 @@ struct TelemetryInner {
     layer: Sink,
     /// The number of buffered bytes, as the memory budget of the last session counts it.
     buffered: Mutex<Arc<AtomicUsize>>,
-    /// Delivers errors to the caller.
-    error_sink: Mutex<Option<Arc<ErrorSink>>>,
+    /// Reports errors to the caller; `None` before the first session.
+    error_reporter: Mutex<Option<ErrorReporter>>,
     /// The time since which checkpoints cannot be saved.
     unsaved: Mutex<Option<Instant>>,
     /// The gauges of the shards that are being read.
@@ -109,7 +106,7 @@ impl Telemetry {
             recorder: Sink::new(),
             layer: Sink::new(),
             buffered: Mutex::default(),
-            error_sink: Mutex::default(),
+            error_reporter: Mutex::default(),
             unsaved: Mutex::default(),
             events: OnceLock::new(),
             shards: Mutex::default(),
@@ -138,22 +135,19 @@ impl Telemetry {
         }
     }
 
-    /// Sets the function that delivers errors to the caller.
-    pub(crate) fn set_error_sink(
-        &self,
-        sink: impl Fn(Error) -> Result<()> + Send + Sync + 'static,
-    ) {
-        let before = lock(&self.0.error_sink).replace(Arc::new(sink));
+    /// Sets the reporter of errors to the caller's current stream.
+    pub(crate) fn set_error_reporter(&self, reporter: ErrorReporter) {
+        let before = lock(&self.0.error_reporter).replace(reporter);
+        // Dropped without the lock, since it may be the last sender.
         drop(before);
     }
 
-    /// Delivers an error to the caller, even while it waits for records. Returns the error if there
-    /// is no stream to deliver it to.
+    /// Reports an error to the caller, even while it waits for records. Returns the error if there
+    /// is no stream that yields it.
     pub(crate) fn report_error(&self, error: Error) -> Result<()> {
-        let sink = lock(&self.0.error_sink).clone();
-        match sink {
-            // The error is queued even if the caller's waker panics.
-            Some(sink) => contain_call(|| sink(error)).unwrap_or(Ok(())),
+        let reporter = lock(&self.0.error_reporter).clone();
+        match reporter {
+            Some(reporter) => reporter.report(error),
             None => Err(error),
         }
     }

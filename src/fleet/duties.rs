@@ -134,8 +134,13 @@ impl Worker {
         let shard = error.shard_id().cloned();
         let is_news = shard.is_none_or(|shard| self.deps.telemetry.note_failure(&shard, &error));
         if is_news || !self.has_listed {
-            (self.deps.discovery.report_error)(error);
+            self.report_error(error);
         }
+    }
+
+    /// Reports to the caller an error that retries do not fix.
+    pub(super) fn report_error(&self, error: Error) {
+        self.deps.discovery.report_error(error.in_stream(self.deps.scope.shared_stream_name()));
     }
 
     /// Notes that the worker is in the table, and applies the table of the response if it has
@@ -239,9 +244,7 @@ impl Worker {
                 && self.unreadable.insert(shard.clone())
             {
                 let error = Error::new(ErrorKind::StoreCorrupt, &**why).in_shard(shard);
-                (self.deps.discovery.report_error)(
-                    error.in_stream(self.deps.scope.shared_stream_name()),
-                );
+                self.report_error(error);
             }
         }
     }
@@ -320,15 +323,14 @@ impl Worker {
     /// Stores the start of a shard, then sends the shard to the caller's stream.
     fn store_start(&mut self, opening: AssignedShard, start: Checkpoint) {
         opening.watermark.start_at(start);
-        let (writer, on_outcome) =
-            (self.deps.writer.clone(), Arc::clone(&self.deps.discovery.report_error));
+        let (writer, discovery) = (self.deps.writer.clone(), self.deps.discovery.clone());
         self.tasks.spawn(async move {
             let mut backoff = Backoff::new(SAVES);
             while !opening.lease_handle.is_over()
                 && let Err(error) = writer.flush().await
             {
                 if writer.claim_outage_report() {
-                    on_outcome(error);
+                    discovery.report_error(error);
                 }
                 sleep(backoff.failed()).await;
             }
@@ -342,7 +344,7 @@ impl Worker {
             return opening.report.cancel();
         }
         // If the receiver is gone, dropping the report notifies the worker.
-        let _unopened = self.deps.assignments.send(Ok(opening));
+        let _unopened = self.deps.assignments.send(opening);
     }
 
     /// Stops delivery from the shard, and releases its lease when all delivered records are

@@ -66,6 +66,6 @@ impl Worker {
             TOLERATED_PANICS + 1
         );
         let error = Error::new(ErrorKind::Panicked, message).with_source(panic);
-        (self.deps.discovery.report_error)(error.in_stream(self.deps.scope.shared_stream_name()));
+        self.report_error(error);
     }
 }
