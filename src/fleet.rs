@@ -41,10 +41,12 @@ use tokio::sync::mpsc;
 use crate::checkpoint::Watermark;
 use crate::clock::Clock;
 use crate::discovery::{ShardDiscovery, ShardOrdering};
-use crate::shard::{CheckpointOn, LeaseHandle, PollMonitor, ReadReport, WorkerMessage};
-use crate::source::{KnownShard, Position};
+use crate::record::KnownShard;
+use crate::shard::{CheckpointOn, LeaseHandle, PollMonitor, ReadReport};
+use crate::source::Position;
 use crate::store::{LeaseStore, Scope, Writer};
 use crate::telemetry::Telemetry;
+use crate::worker_message::WorkerMessage;
 
 pub(crate) use worker::Worker;
 

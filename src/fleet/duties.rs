@@ -16,14 +16,14 @@ use crate::backoff::{Backoff, SAVES};
 use crate::checkpoint::{Advance, Checkpoint, Watermark};
 use crate::discovery::{Changes, Loss, Report, ShardStart, is_readable, readable};
 use crate::error::{Error, ErrorKind, contain};
-use crate::record::ShardId;
-use crate::shard::{LeaseHandle, PollMonitor, ReadReport, WorkerMessage};
-use crate::source::KnownShard;
+use crate::record::{KnownShard, ShardId};
+use crate::shard::{LeaseHandle, PollMonitor, ReadReport};
 use crate::store::TrackedShard;
 use crate::store::lease::{
     Change, HeartbeatResponse, Lease, LeaseTable, Membership, SaveOutcome, WorkerEntry,
 };
 use crate::telemetry::Event;
+use crate::worker_message::WorkerMessage;
 
 impl Worker {
     /// Returns the next changes to make in the current table: children that ended shards have

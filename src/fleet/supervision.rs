@@ -9,8 +9,8 @@ use tokio::time::{Instant, sleep};
 use super::worker::{Worker, WorkerEnded};
 use crate::backoff::{Backoff, EXCHANGES};
 use crate::error::{Error, ErrorKind, Panic, TOLERATED_PANICS, contain};
-use crate::shard::WorkerMessage;
 use crate::telemetry::{Event, Task};
+use crate::worker_message::WorkerMessage;
 
 /// The time between two panics from which they do not count as consecutive.
 const CONSECUTIVE_WITHIN: Duration = Duration::from_secs(60);

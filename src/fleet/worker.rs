@@ -17,10 +17,10 @@ use super::{AssignedShard, WorkerDeps};
 use crate::backoff::{Backoff, EXCHANGES};
 use crate::discovery::{Loss, StreamShards};
 use crate::error::Panic;
-use crate::record::ShardId;
-use crate::shard::{CheckpointOn, LeaseDeadline, WorkerMessage};
-use crate::source::KnownShard;
+use crate::record::{KnownShard, ShardId};
+use crate::shard::{CheckpointOn, LeaseDeadline};
 use crate::store::lease::{Change, LeaseTable};
+use crate::worker_message::WorkerMessage;
 
 /// The shortest time between two listings on request. A listing is requested, for example, after a
 /// shard has ended and Kinesis did not name its children.

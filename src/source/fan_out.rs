@@ -32,10 +32,10 @@ use super::subscription::{
     EventMessage, MAX_SUBSCRIPTION_AGE, MessageMeter, Subscription, SubscriptionMessage,
 };
 use super::unproven_end::{INVALID_NUMBER, OpenEnd};
-use super::{KnownShard, ShardFetcher, Source, batches};
+use super::{ShardFetcher, Source, batches};
 use crate::error::{ClassifiedError, ErrorKind, RetryAction};
 use crate::mutex::Mutex;
-use crate::record::SequenceNumber;
+use crate::record::{KnownShard, SequenceNumber};
 use crate::telemetry::log_line;
 
 /// The time for which the old subscription continues after an attempt to replace it has failed.
