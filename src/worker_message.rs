@@ -20,7 +20,7 @@ pub(crate) enum WorkerMessage {
         /// The shard's telemetry, which reports its records until they are acknowledged.
         telemetry: ShardTelemetry,
     },
-    /// Every record of the shard is acknowledged.
+    /// Every record of the shard is acknowledged, and the writer has saved the end of the shard.
     Finished(ShardId, u64),
     /// The shard's stream was dropped before the end of the shard.
     Dropped(ShardId, u64),

@@ -19,11 +19,8 @@ use crate::error::{Error, ErrorKind, contain};
 use crate::record::{KnownShard, ShardId};
 use crate::shard::{LeaseHandle, PollMonitor, ReadReport};
 use crate::store::TrackedShard;
-use crate::store::lease::{
-    Change, HeartbeatResponse, Lease, LeaseTable, Membership, SaveOutcome, WorkerEntry,
-};
+use crate::store::lease::{Change, HeartbeatResponse, Lease, LeaseTable, Membership, WorkerEntry};
 use crate::telemetry::Event;
-use crate::worker_message::WorkerMessage;
 
 impl Worker {
     /// Returns the next changes to make in the current table: children that ended shards have
@@ -169,11 +166,7 @@ impl Worker {
         }
         let is_cleared = table.cleared > self.table.cleared;
         let first_poll = if is_forgotten { self.table.first_poll } else { 0 };
-        let Reconciliation { changes, opened, leaving, finished, lost } =
-            self.owned.reconcile(&table);
-        for shard_id in finished {
-            self.deps.telemetry.emit(Event::ShardFinished { shard_id });
-        }
+        let Reconciliation { changes, opened, leaving, lost } = self.owned.reconcile(&table);
         self.report_shown_losses(&table);
         self.report_resharding(&table);
         self.report_unreadable(&table);
@@ -253,25 +246,18 @@ impl Worker {
     fn open(&mut self, id: &ShardId, lease: Lease) {
         let epoch = lease.epoch;
         let Some(start) = self.deps.discovery.start_of(id, lease.checkpoint.clone()) else {
-            // The caller has set the end of the shard as its starting position.
+            // The caller has set the end of the shard as its starting position. Without a reader
+            // there is no position that the writer could save.
             self.pending.push(Change::Finish { shard: id.clone(), epoch });
             return;
         };
         self.deps.telemetry.emit(Event::LeaseGained { shard_id: id.clone(), epoch });
         let lease_handle = LeaseHandle::new(epoch, Arc::clone(&self.validity));
         let watermark = Arc::new(Watermark::new({
-            let (messages, notifier, shard) = (
-                self.deps.messages.clone(),
-                self.deps.writer.notifier(id.clone(), epoch),
-                id.clone(),
-            );
+            let notifier = self.deps.writer.notifier(id.clone(), epoch);
             move |advance| match advance {
                 Advance::Position { is_first } => notifier.advanced(is_first),
-                Advance::End => {
-                    notifier.ended();
-                    // The receiver is gone if the session was dropped.
-                    let _dropped = messages.send(WorkerMessage::Finished(shard.clone(), epoch));
-                }
+                Advance::End => notifier.ended(),
             }
         }));
         let poll_monitor = self.deps.config.poll_timeout.map(|_limit| PollMonitor::new());
@@ -285,27 +271,8 @@ impl Worker {
             shard: id.clone(),
             epoch,
             watermark: Arc::clone(&watermark),
-            on_outcome: Arc::new({
-                let (messages, lease_handle) = (self.deps.messages.clone(), lease_handle.clone());
-                let (finish, telemetry) = (holding.finish.clone(), self.deps.telemetry.clone());
-                let shard_id = id.clone();
-                move |verdict| match verdict {
-                    SaveOutcome::Saved if finish.claim() => {
-                        telemetry.emit(Event::ShardFinished { shard_id: shard_id.clone() });
-                    }
-                    SaveOutcome::Saved => {}
-                    SaveOutcome::Unreadable => {
-                        lease_handle.end();
-                        let _dropped = messages.send(WorkerMessage::Unreadable);
-                    }
-                    SaveOutcome::Lost | SaveOutcome::Forgotten => {
-                        if verdict == SaveOutcome::Lost {
-                            lease_handle.end();
-                        }
-                        let _dropped = messages.send(WorkerMessage::StateMismatch);
-                    }
-                }
-            }),
+            lease_over: lease_handle.over().clone(),
+            worker: self.deps.messages.clone(),
         });
         self.owned.take(id.clone(), holding);
         let added = lease.added_at();

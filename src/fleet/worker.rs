@@ -224,7 +224,12 @@ impl Worker {
                 self.added_children.extend(children);
             }
             WorkerMessage::Finished(shard, epoch) => {
-                self.pending.push(Change::Finish { shard, epoch });
+                // The table shows which children can be read now. It may already have shown that
+                // the shard is finished.
+                if let Some(holding) = self.owned.get(&shard, epoch) {
+                    holding.is_end_saved = true;
+                    self.request_full_table();
+                }
             }
             WorkerMessage::Dropped(shard, epoch) => {
                 self.exclusions.dropped(&shard, self.renewal());

@@ -13,6 +13,36 @@
 //! lease is lost, the position is discarded, since the new owner saves its own. When the last
 //! handle is dropped, the task tries for up to 10 s to save the positions of all acknowledged
 //! records, and ends.
+//!
+//! # The end of a shard
+//!
+//! The writer alone finishes a shard that was read:
+//!
+//! ```text
+//!   last acknowledgement, or end of the stream ──► the watermark is complete
+//!                                                     │ at once, in the epoch of its lease
+//!                                                     ▼
+//!   the lease is over ◄── refused ──────────────── save of SHARD_END
+//!                                                     │ stored: Event::ShardFinished
+//!                                                     ▼
+//!                               WorkerMessage::Finished ──► the worker reads the lease table,
+//!                                                           and its children are readable
+//! ```
+//!
+//! - The worker does not finish the shard itself by a [`Change::Finish`]. A worker ends with its
+//!   session, while records may be acknowledged later. In a store that keeps only positions, its
+//!   change would reach the table in memory and not the store: the children would be read first,
+//!   and a crash would then deliver records of the parent again.
+//! - The message is a hint: the save changes the version of the table, so the next renewal shows
+//!   the end even if the message is lost.
+//! - If the store loses the end after it has confirmed it, nothing is left to save. The worker
+//!   finds its lease unfinished in the table and restores it with a [`Change::Restore`], like
+//!   everything else that a store has lost.
+//! - [`Change::Finish`] is left for shards that are not read and have no watermark: shards that the
+//!   caller starts at their end, and shards that left retention.
+//!
+//! [`Change::Finish`]: super::lease::Change::Finish
+//! [`Change::Restore`]: super::lease::Change::Restore
 
 mod gate;
 mod save;

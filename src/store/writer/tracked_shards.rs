@@ -8,11 +8,13 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::checkpoint::{Checkpoint, Watermark};
+use crate::close_signal::CloseSignal;
 use crate::record::ShardId;
-use crate::store::lease::SaveOutcome;
+use crate::worker_message::WorkerMessage;
 
 /// The number of tracked shards that a sweep visits. Each save sweeps, at most once per checkpoint
 /// interval, so 4,000 shards are visited within about a minute.
@@ -27,9 +29,10 @@ pub(crate) struct TrackedShard {
     pub(crate) shard: ShardId,
     pub(crate) epoch: u64,
     pub(crate) watermark: Arc<Watermark>,
-    /// Called when the end of the shard is saved, and with every outcome other than
-    /// [`SaveOutcome::Saved`]. No lock is held.
-    pub(crate) on_outcome: Arc<dyn Fn(SaveOutcome) + Send + Sync>,
+    /// Closed when the store refuses a position, since the lease is then over.
+    pub(crate) lease_over: CloseSignal,
+    /// Receives each outcome that concerns the lease.
+    pub(crate) worker: mpsc::UnboundedSender<WorkerMessage>,
 }
 
 impl std::fmt::Debug for TrackedShard {
@@ -135,9 +138,15 @@ mod tests {
                 }
             }
         }));
-        let (kept, on_outcome) = (Arc::clone(&watermark), Arc::new(|_verdict| {}));
-        list.lock().unwrap().insert(TrackedShard { shard, epoch: 1, watermark, on_outcome });
-        kept
+        let (worker, _messages) = mpsc::unbounded_channel();
+        list.lock().unwrap().insert(TrackedShard {
+            shard,
+            epoch: 1,
+            watermark: Arc::clone(&watermark),
+            lease_over: CloseSignal::new(),
+            worker,
+        });
+        watermark
     }
 
     #[test]
