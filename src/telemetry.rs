@@ -248,7 +248,7 @@ mod tests {
         let (mut visited, mut kept) = (0, Vec::new());
         for number in 0..4000 {
             let id: ShardId = format!("shardId-{number:012}").parse().unwrap();
-            let watermark = Arc::new(Watermark::new(|_| {}));
+            let watermark = Arc::new(Watermark::default());
             let shard = ShardTelemetry::new(
                 telemetry.clone(),
                 id.clone(),

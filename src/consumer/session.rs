@@ -189,7 +189,7 @@ impl Running {
         let AssignedShard { shard, position, added, lease_handle, watermark, poll_monitor, report } =
             assigned;
         let inner = &self.session.consumer.inner;
-        let telemetry = inner.telemetry.shard(&shard.id, &watermark);
+        let telemetry = inner.telemetry.shard(&shard.id, watermark.watermark());
         let source_config = SourceConfig {
             kinesis: inner.kinesis.clone(),
             telemetry: telemetry.clone(),

@@ -13,12 +13,11 @@ use super::exchange::FINAL_SAVE_TIMEOUT;
 use super::owned_shards::{OwnedShard, Reconciliation};
 use super::worker::{BalancedTable, TaskOutcome, Worker};
 use crate::backoff::{Backoff, SAVES};
-use crate::checkpoint::{Advance, Checkpoint, Watermark};
+use crate::checkpoint::Checkpoint;
 use crate::discovery::{Changes, Loss, Report, ShardStart, is_readable, readable};
 use crate::error::{Error, ErrorKind, contain};
 use crate::record::{KnownShard, ShardId};
 use crate::shard::{LeaseHandle, PollMonitor, ReadReport};
-use crate::store::TrackedShard;
 use crate::store::lease::{Change, HeartbeatResponse, Lease, LeaseTable, Membership, WorkerEntry};
 use crate::telemetry::Event;
 
@@ -253,27 +252,15 @@ impl Worker {
         };
         self.deps.telemetry.emit(Event::LeaseGained { shard_id: id.clone(), epoch });
         let lease_handle = LeaseHandle::new(epoch, Arc::clone(&self.validity));
-        let watermark = Arc::new(Watermark::new({
-            let notifier = self.deps.writer.notifier(id.clone(), epoch);
-            move |advance| match advance {
-                Advance::Position { is_first } => notifier.advanced(is_first),
-                Advance::End => notifier.ended(),
-            }
-        }));
+        let (lease_over, worker) = (lease_handle.over().clone(), self.deps.messages.clone());
+        let watermark = self.deps.writer.track(id.clone(), epoch, lease_over, worker);
         let poll_monitor = self.deps.config.poll_timeout.map(|_limit| PollMonitor::new());
         let holding = OwnedShard::new(
             lease.clone(),
             lease_handle.clone(),
-            Arc::clone(&watermark),
+            Arc::clone(watermark.watermark()),
             poll_monitor.clone(),
         );
-        self.deps.writer.watch(TrackedShard {
-            shard: id.clone(),
-            epoch,
-            watermark: Arc::clone(&watermark),
-            lease_over: lease_handle.over().clone(),
-            worker: self.deps.messages.clone(),
-        });
         self.owned.take(id.clone(), holding);
         let added = lease.added_at();
         let shard = KnownShard { id: id.clone(), parents: lease.parents.unwrap_or_default() };

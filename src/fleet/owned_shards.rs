@@ -338,7 +338,7 @@ mod tests {
         let mut seen = table(&[("me", 1)], &[Some("me")]);
         let mut owned = OwnedShards::new("me".into(), 1);
         let lease = Lease { start: None, ..seen.leases[&shard(0)].clone() };
-        let watermark = Arc::new(Watermark::new(|_| {}));
+        let watermark = Arc::new(Watermark::default());
         let holding = OwnedShard::new(lease, lease_handle(), watermark, None);
         owned.take(shard(0), holding);
         let start = "49590338271490256608559692538361571095921575989136588898".parse().ok();
@@ -360,7 +360,7 @@ mod tests {
         for number in 0..2 {
             let lease = seen.leases[&shard(number)].clone();
             let lease_handle = lease_handle();
-            let watermark = Arc::new(Watermark::new(|_| {}));
+            let watermark = Arc::new(Watermark::default());
             let holding = OwnedShard::new(lease, lease_handle, watermark, None);
             owned.take(shard(number), holding);
         }
@@ -382,7 +382,7 @@ mod tests {
         begun.leases.get_mut(&shard(0)).unwrap().origin = 2;
         let mut owned = OwnedShards::new("me".into(), 1);
         let lease = begun.leases[&shard(0)].clone();
-        let watermark = Arc::new(Watermark::new(|_| {}));
+        let watermark = Arc::new(Watermark::default());
         let lease_handle = lease_handle();
         owned.take(shard(0), OwnedShard::new(lease, lease_handle, watermark, None));
         let mut found = table(&[("me", 1)], &[None]);
