@@ -23,11 +23,12 @@ use crate::discovery::StartingPosition;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mutex::Mutex;
 use crate::record::ShardId;
-use crate::shard::{CloseSignal, WorkerMessage};
+use crate::shard::CloseSignal;
 use crate::source::{RegisteredConsumer, StreamClient};
 use crate::store::lease::IfLeased;
 use crate::store::{self, CheckpointStore, LeaseStore, Scope, Writer};
 use crate::telemetry::{Events, Telemetry};
+use crate::worker_message::WorkerMessage;
 
 pub use builder::ConsumerBuilder;
 pub use health::Health;

@@ -1,6 +1,7 @@
 //! The error type of the crate, and the classification of failed calls.
 
 mod panic;
+mod reporter;
 mod retry_action;
 mod shard_id;
 mod shared;
@@ -10,6 +11,7 @@ use std::fmt;
 use std::sync::Arc;
 
 pub(crate) use panic::{Panic, TOLERATED_PANICS, contain, contain_call};
+pub(crate) use reporter::ErrorReporter;
 pub(crate) use retry_action::{ClassifiedError, RetryAction, date_of};
 pub use shard_id::ShardId;
 pub(crate) use shared::{ErrorKindSet, SharedFailures};

@@ -38,14 +38,14 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc;
 
-use crate::checkpoint::Watermark;
 use crate::clock::Clock;
 use crate::discovery::{ShardDiscovery, ShardOrdering};
-use crate::error::Result;
-use crate::shard::{CheckpointOn, LeaseHandle, PollMonitor, ReadReport, WorkerMessage};
-use crate::source::{KnownShard, Position};
-use crate::store::{LeaseStore, Scope, Writer};
+use crate::record::KnownShard;
+use crate::shard::{CheckpointOn, LeaseHandle, PollMonitor, ReadReport};
+use crate::source::Position;
+use crate::store::{LeaseStore, Scope, TrackedWatermark, Writer};
 use crate::telemetry::Telemetry;
+use crate::worker_message::WorkerMessage;
 
 pub(crate) use worker::Worker;
 
@@ -57,7 +57,7 @@ pub(crate) struct AssignedShard {
     /// The time at which the shard was added to the table, if it is known.
     pub(crate) added: Option<SystemTime>,
     pub(crate) lease_handle: LeaseHandle,
-    pub(crate) watermark: Arc<Watermark>,
+    pub(crate) watermark: Arc<TrackedWatermark>,
     /// Detects a caller that has stopped polling; `None` without a poll timeout.
     pub(crate) poll_monitor: Option<PollMonitor>,
     pub(crate) report: ReadReport,
@@ -71,7 +71,7 @@ pub(crate) struct WorkerDeps {
     pub(crate) discovery: ShardDiscovery,
     pub(crate) telemetry: Telemetry,
     pub(crate) config: WorkerConfig,
-    pub(crate) assignments: mpsc::UnboundedSender<Result<AssignedShard>>,
+    pub(crate) assignments: mpsc::UnboundedSender<AssignedShard>,
     pub(crate) messages: mpsc::UnboundedSender<WorkerMessage>,
 }
 

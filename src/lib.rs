@@ -201,6 +201,7 @@ pub mod testing;
 #[cfg(feature = "serde")]
 mod text_form;
 mod wakers;
+mod worker_message;
 
 pub use checkpoint::{Checkpoint, InFlightLimit};
 pub use consumer::{

@@ -80,6 +80,13 @@ pub(crate) struct RecordPosition {
     pub(crate) part: Option<u64>,
 }
 
+/// A shard as named by a listing or by the end of its parent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct KnownShard {
+    pub(crate) id: ShardId,
+    pub(crate) parents: Vec<ShardId>,
+}
+
 /// Receives delivery and acknowledgement of records: the only path from a record back to its shard.
 pub(crate) trait AckSink: Send + Sync {
     /// Acknowledges record number `number` of the shard, in the order of delivery. `bytes` is its

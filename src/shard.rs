@@ -25,7 +25,7 @@ pub(crate) use delivery::Delivery;
 pub(crate) use lease_handle::{LeaseDeadline, LeaseHandle, Moment};
 pub(crate) use poll_monitor::PollMonitor;
 pub(crate) use reader::{ReaderConfig, ShardReader};
-pub(crate) use report::{ReadReport, WorkerMessage};
+pub(crate) use report::ReadReport;
 
 /// The moment at which a record counts as acknowledged, so that the checkpoint may advance past it.
 ///

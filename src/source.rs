@@ -43,14 +43,14 @@ use futures::stream::BoxStream;
 
 use crate::error::{Error, Result};
 use crate::pacing::{Pace, SHORTEST_PAUSE};
-use crate::record::{AckSink, SequenceNumber};
+use crate::record::{AckSink, KnownShard, SequenceNumber};
 use crate::telemetry::ShardTelemetry;
 
 pub(crate) use absent_listings::AbsentListings;
 pub(crate) use batch::Batch;
 pub(crate) use demand::Demand;
 use fan_out::FanOutFetcher;
-pub(crate) use kinesis::{KnownShard, MAX_CLOCK_SKEW, StreamClient};
+pub(crate) use kinesis::{MAX_CLOCK_SKEW, StreamClient};
 pub(crate) use listing::{ListedShard, Listing, start_mismatch, unusable_listing};
 pub use memory_budget::MemoryBudget;
 use polling::PollingFetcher;

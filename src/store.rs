@@ -227,7 +227,7 @@ pub use redis::RedisStore;
 pub use scope::Scope;
 pub(crate) use scope::{Mark, parse_arn};
 use single_worker_leases::SingleWorkerLeases;
-pub(crate) use writer::{FlushConfig, ReaderGate, TrackedShard, Writer};
+pub(crate) use writer::{FlushConfig, ReaderGate, TrackedWatermark, Writer};
 
 /// Stores the position of each shard, for each application and stream.
 ///

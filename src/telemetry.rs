@@ -21,6 +21,7 @@ mod shard;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, MutexGuard, OnceLock, Weak};
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ use tokio::sync::broadcast;
 use tokio::time::Instant;
 
 use crate::checkpoint::Watermark;
-use crate::error::{Error, Result, contain_call};
+use crate::error::{Error, ErrorReporter, Result, contain_call};
 use crate::mutex::Mutex;
 use crate::record::ShardId;
 
@@ -48,9 +49,6 @@ pub(crate) use shard::{InFlight, ShardTelemetry};
 /// The number of events by which a listener may lag behind before it misses events.
 const LONGEST_BACKLOG: usize = 1024;
 
-/// A function that delivers an error to the caller, or returns it if no stream can deliver it.
-type ErrorSink = dyn Fn(Error) -> Result<()> + Send + Sync;
-
 /// The telemetry of one consumer. Clones share their state.
 #[derive(Clone)]
 pub(crate) struct Telemetry(Arc<TelemetryInner>);
@@ -63,10 +61,10 @@ struct TelemetryInner {
     metrics: ConsumerMetrics,
     recorder: Sink,
     layer: Sink,
-    /// Returns the number of buffered bytes.
-    buffered: Mutex<Option<Arc<dyn Fn() -> usize + Send + Sync>>>,
-    /// Delivers errors to the caller.
-    error_sink: Mutex<Option<Arc<ErrorSink>>>,
+    /// The number of buffered bytes, as the memory budget of the last session counts it.
+    buffered: Mutex<Arc<AtomicUsize>>,
+    /// Reports errors to the caller; `None` before the first session.
+    error_reporter: Mutex<Option<ErrorReporter>>,
     /// The time since which checkpoints cannot be saved.
     unsaved: Mutex<Option<Instant>>,
     /// The gauges of the shards that are being read.
@@ -108,7 +106,7 @@ impl Telemetry {
             recorder: Sink::new(),
             layer: Sink::new(),
             buffered: Mutex::default(),
-            error_sink: Mutex::default(),
+            error_reporter: Mutex::default(),
             unsaved: Mutex::default(),
             events: OnceLock::new(),
             shards: Mutex::default(),
@@ -137,22 +135,19 @@ impl Telemetry {
         }
     }
 
-    /// Sets the function that delivers errors to the caller.
-    pub(crate) fn set_error_sink(
-        &self,
-        sink: impl Fn(Error) -> Result<()> + Send + Sync + 'static,
-    ) {
-        let before = lock(&self.0.error_sink).replace(Arc::new(sink));
+    /// Sets the reporter of errors to the caller's current stream.
+    pub(crate) fn set_error_reporter(&self, reporter: ErrorReporter) {
+        let before = lock(&self.0.error_reporter).replace(reporter);
+        // Dropped without the lock, since it may be the last sender.
         drop(before);
     }
 
-    /// Delivers an error to the caller, even while it waits for records. Returns the error if there
-    /// is no stream to deliver it to.
+    /// Reports an error to the caller, even while it waits for records. Returns the error if there
+    /// is no stream that yields it.
     pub(crate) fn report_error(&self, error: Error) -> Result<()> {
-        let sink = lock(&self.0.error_sink).clone();
-        match sink {
-            // The error is queued even if the caller's waker panics.
-            Some(sink) => contain_call(|| sink(error)).unwrap_or(Ok(())),
+        let reporter = lock(&self.0.error_reporter).clone();
+        match reporter {
+            Some(reporter) => reporter.report(error),
             None => Err(error),
         }
     }
@@ -163,10 +158,9 @@ impl Telemetry {
         Events::new(events.subscribe())
     }
 
-    /// Sets the function that returns the number of buffered bytes.
-    pub(crate) fn set_buffered_bytes_fn(&self, bytes: impl Fn() -> usize + Send + Sync + 'static) {
-        let before = lock(&self.0.buffered).replace(Arc::new(bytes));
-        drop(before);
+    /// Sets the counter of buffered bytes.
+    pub(crate) fn set_buffered_bytes(&self, bytes: Arc<AtomicUsize>) {
+        *lock(&self.0.buffered) = bytes;
     }
 
     /// Notes that one write saved this number of positions; 0 if there was nothing to write.
@@ -185,8 +179,7 @@ impl Telemetry {
 
     /// Updates the periodically sampled gauges of a worker that holds this number of leases.
     pub(crate) fn measure(&self, leases: usize) {
-        let buffered = lock(&self.0.buffered).clone();
-        let buffered = buffered.map_or(0, |bytes| bytes());
+        let buffered = lock(&self.0.buffered).load(Ordering::Relaxed);
         let unsaved = lock(&self.0.unsaved).map_or(Duration::ZERO, |since| since.elapsed());
         self.contain(Task::Metrics, || self.0.metrics.measure(leases, buffered, unsaved));
         for gauges in self.all_gauges() {
@@ -255,7 +248,7 @@ mod tests {
         let (mut visited, mut kept) = (0, Vec::new());
         for number in 0..4000 {
             let id: ShardId = format!("shardId-{number:012}").parse().unwrap();
-            let watermark = Arc::new(Watermark::new(|_| {}));
+            let watermark = Arc::new(Watermark::default());
             let shard = ShardTelemetry::new(
                 telemetry.clone(),
                 id.clone(),

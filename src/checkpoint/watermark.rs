@@ -14,39 +14,27 @@ use tokio::time::Instant;
 use super::Checkpoint;
 use super::in_flight::{Allowance, InFlightConfig, InFlightLimit};
 use crate::mutex::Mutex;
-use crate::record::{AckSink, RecordPosition};
+use crate::record::RecordPosition;
 use crate::wakers::wake_all;
 
 use state::WatermarkState;
 pub(crate) use state::{Advance, QuietPosition};
 
-/// The position of one shard while it is read.
+/// The position of one shard while it is read. The functions that advance it return the advance,
+/// of which the caller notifies the writer.
+#[derive(Default)]
 pub(crate) struct Watermark {
     state: Mutex<WatermarkState>,
     /// Records below this number have been delivered, or were allowed and then returned.
     delivered: AtomicU64,
-    on_advance: Box<dyn Fn(Advance) + Send + Sync>,
 }
 
 impl Watermark {
-    /// Creates a watermark that calls `on_advance` after each advance, without holding a lock.
-    pub(crate) fn new(on_advance: impl Fn(Advance) + Send + Sync + 'static) -> Self {
-        Self {
-            state: Mutex::default(),
-            delivered: AtomicU64::new(0),
-            on_advance: Box::new(on_advance),
-        }
-    }
-
-    /// Sets the checkpoint to store before any record is acknowledged. The caller flushes the
-    /// writer.
-    pub(crate) fn start_at(&self, start: Checkpoint) {
-        let is_first = {
-            let mut state = self.lock();
-            state.start = Some(start);
-            state.note_changed(true)
-        };
-        (self.on_advance)(Advance::Position { is_first });
+    /// Sets the checkpoint to store before any record is acknowledged.
+    pub(crate) fn start_at(&self, start: Checkpoint) -> Advance {
+        let mut state = self.lock();
+        state.start = Some(start);
+        Advance::Position { is_first: state.note_changed(true) }
     }
 
     /// Counts the next `records` as in flight and returns the number of the first. Returns `None`
@@ -144,30 +132,23 @@ impl Watermark {
     }
 
     /// Notes that the shard has no record up to `passed` other than those in delivery.
-    pub(crate) fn note_passed(&self, passed: QuietPosition) {
-        let (advanced, is_first) = {
-            let mut state = self.lock();
-            state.passed = Some((state.numbered, passed));
-            let advanced = state.reach_passed();
-            (advanced, state.note_changed(advanced))
-        };
-        if advanced {
-            (self.on_advance)(Advance::Position { is_first });
-        }
+    #[must_use = "notify the writer"]
+    pub(crate) fn note_passed(&self, passed: QuietPosition) -> Option<Advance> {
+        let mut state = self.lock();
+        state.passed = Some((state.numbered, passed));
+        let advanced = state.reach_passed();
+        let is_first = state.note_changed(advanced);
+        advanced.then_some(Advance::Position { is_first })
     }
 
     /// Marks the shard as closed, with its last record delivered.
-    pub(crate) fn end(&self) {
-        let complete = {
-            let mut state = self.lock();
-            state.ended = true;
-            let is_complete = state.is_complete();
-            state.note_changed(is_complete);
-            is_complete
-        };
-        if complete {
-            (self.on_advance)(Advance::End);
-        }
+    #[must_use = "notify the writer"]
+    pub(crate) fn end(&self) -> Option<Advance> {
+        let mut state = self.lock();
+        state.ended = true;
+        let is_complete = state.is_complete();
+        state.note_changed(is_complete);
+        is_complete.then_some(Advance::End)
     }
 
     /// Returns the checkpoint and the time of its change, if it has changed since it was last
@@ -178,18 +159,18 @@ impl Watermark {
         Some((state.checkpoint()?, since))
     }
 
-    fn lock(&self) -> MutexGuard<'_, WatermarkState> {
-        // No code under the lock panics. If it did, the position would be too early, which is safe.
-        self.state.lock()
-    }
-}
-
-impl AckSink for Watermark {
-    fn acknowledge(&self, number: u64, position: RecordPosition, bytes: usize) {
+    /// Implements [`AckSink::acknowledge`](crate::record::AckSink::acknowledge).
+    #[must_use = "notify the writer"]
+    pub(crate) fn acknowledge(
+        &self,
+        number: u64,
+        position: RecordPosition,
+        bytes: usize,
+    ) -> Option<Advance> {
         let (advance, wakers) = {
             let mut state = self.lock();
             if state.is_acknowledged(number) {
-                return;
+                return None;
             }
             state.in_flight.remove(1, bytes);
             let advanced = state.insert(number, position);
@@ -206,17 +187,17 @@ impl AckSink for Watermark {
         if wakers.iter().any(Option::is_some) {
             wake_all(wakers.into_iter().flatten());
         }
-        if let Some(advance) = advance {
-            (self.on_advance)(advance);
-        }
+        advance
     }
 
+    /// Implements [`AckSink::deliver`](crate::record::AckSink::deliver).
     #[inline]
-    fn deliver(&self, next: u64) {
+    pub(crate) fn deliver(&self, next: u64) {
         self.delivered.store(next, Ordering::Relaxed);
     }
 
-    fn take_back(&self, records: usize, bytes: usize) {
+    /// Implements [`AckSink::take_back`](crate::record::AckSink::take_back).
+    pub(crate) fn take_back(&self, records: usize, bytes: usize) {
         let wakers = {
             let mut state = self.lock();
             state.numbered -= records as u64;
@@ -224,6 +205,11 @@ impl AckSink for Watermark {
             [state.waiting.take(), state.settled()]
         };
         wake_all(wakers.into_iter().flatten());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, WatermarkState> {
+        // No code under the lock panics. If it did, the position would be too early, which is safe.
+        self.state.lock()
     }
 }
 
@@ -265,7 +251,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn age_of_the_oldest_record_is_exact_with_1000_unacknowledged() {
-        let watermark = Watermark::new(|_| {});
+        let watermark = Watermark::default();
         let second = Duration::from_secs(1);
         assert_eq!(watermark.unacknowledged(), (0, None));
         let records = records(1000);
@@ -278,10 +264,10 @@ mod tests {
         assert_eq!(watermark.unacknowledged(), (1000, Some(1000 * second)));
         // Records after the first do not change its age.
         for (number, place) in &records[1..] {
-            watermark.acknowledge(*number, whole(place), 0);
+            let _advance = watermark.acknowledge(*number, whole(place), 0);
         }
         assert_eq!(watermark.unacknowledged(), (1, Some(1000 * second)));
-        watermark.acknowledge(0, whole(&records[0].1), 0);
+        let _advance = watermark.acknowledge(0, whole(&records[0].1), 0);
         assert_eq!(watermark.unacknowledged(), (0, None));
         watermark.begin_delivery(2, 0);
         assert_eq!(watermark.unacknowledged(), (0, None), "neither record is delivered yet");
@@ -296,7 +282,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn stall_is_reported_once_until_a_record_is_acknowledged() {
-        let watermark = Watermark::new(|_| {});
+        let watermark = Watermark::default();
         watermark.set_limits(InFlightConfig { records: 2, bytes: usize::MAX });
         let (second, records) = (Duration::from_secs(1), records(4));
         let stalled = || watermark.stalled(30 * second);
@@ -315,7 +301,7 @@ mod tests {
         assert_eq!(stalled(), Some((InFlightLimit::Records, 2, 61 * second)));
         tokio::time::advance(60 * second).await;
         assert_eq!(stalled(), None, "the stall is reported once");
-        watermark.acknowledge(1, whole(&records[1].1), 0);
+        let _advance = watermark.acknowledge(1, whole(&records[1].1), 0);
         assert!(watermark.held_by().is_none());
         deliver();
         tokio::time::advance(30 * second).await;
@@ -335,22 +321,19 @@ mod tests {
             end_after in 0..60_usize,
         ) {
             let records = records(count);
-            let ends = Arc::new(AtomicUsize::new(0));
-            let watermark = Watermark::new({
-                let ends = Arc::clone(&ends);
-                move |advance| { ends.fetch_add(usize::from(advance == Advance::End), Ordering::Relaxed); }
-            });
+            let (watermark, mut ends) = (Watermark::default(), 0);
             watermark.begin_delivery(records.len(), 0);
             let mut flags = vec![false; records.len()];
             let mut ended = false;
             let mut last = None;
             for (step, pick) in picks.iter().enumerate() {
                 if step == end_after {
-                    watermark.end();
+                    ends += usize::from(watermark.end() == Some(Advance::End));
                     ended = true;
                 }
                 let (number, sequence_number) = pick.get(&records);
-                watermark.acknowledge(*number, whole(sequence_number), 0);
+                let advance = watermark.acknowledge(*number, whole(sequence_number), 0);
+                ends += usize::from(advance == Some(Advance::End));
                 flags[usize::try_from(*number).unwrap()] = true;
 
                 let prefix = flags.iter().take_while(|flag| **flag).count();
@@ -369,21 +352,21 @@ mod tests {
                 }
                 prop_assert_eq!(&last, &expected);
                 prop_assert_eq!(watermark.lock().in_flight.records(), unacknowledged);
-                prop_assert_eq!(ends.load(Ordering::Relaxed), usize::from(complete));
+                prop_assert_eq!(ends, usize::from(complete));
             }
         }
     }
 
     #[test]
     fn acknowledged_record_makes_room_and_wakes_the_stream() {
-        let watermark = Watermark::new(|_| {});
+        let watermark = Watermark::default();
         let (waker, count) = futures_test_waker();
         let mut context = Context::from_waker(&waker);
         let records = records(2);
         watermark.set_limits(InFlightConfig { records: 2, bytes: 100 });
         watermark.begin_delivery(2, 80);
         assert!(watermark.poll_allowance(&mut context).is_pending());
-        watermark.acknowledge(1, whole(&records[1].1), 0);
+        let _advance = watermark.acknowledge(1, whole(&records[1].1), 0);
         assert_eq!(count.0.load(Ordering::Relaxed), 1);
         let Poll::Ready(allowance) = watermark.poll_allowance(&mut context) else {
             panic!("expected an allowance after a record was acknowledged")

@@ -12,11 +12,11 @@ use crate::checkpoint::Checkpoint;
 use crate::discovery::{Confirmations, StartingPosition};
 use crate::error::{ClassifiedError, Error, ErrorKind, Result};
 use crate::record::ShardId;
-use crate::shard::WorkerMessage;
 use crate::source::Listing;
 use crate::store::lease::{AdminEdit, EditOutcome, IfLeased, LeaseTable};
 use crate::store::{Mark, STORE_CALL_TIMEOUT, with_timeout};
 use crate::telemetry::Event;
+use crate::worker_message::WorkerMessage;
 
 impl ConsumerInner {
     /// Reads the lease table from the store.

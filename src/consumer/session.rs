@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::Consumer;
 use crate::discovery::{Memory, ScopeMigration, ShardDiscovery};
-use crate::error::{Error, Result, contain_call};
+use crate::error::{Error, ErrorReporter, Result};
 use crate::fleet::{AssignedShard, Worker, WorkerDeps};
 use crate::mutex::Mutex;
 use crate::shard::{PollMonitor, ReaderConfig, ShardReader, ShardStream};
@@ -51,17 +51,8 @@ impl Session {
         let (message, messages) = mpsc::unbounded_channel();
         let inner = &self.consumer.inner;
         *inner.messages.lock() = Some(message.clone());
-        inner.telemetry.set_error_sink({
-            // A weak sender: the stream of shards ends when the last strong sender is dropped.
-            let assigned = assigned.downgrade();
-            move |error| match assigned.upgrade() {
-                Some(assigned) => assigned.send(Err(error)).map_err(|unsent| match unsent.0 {
-                    Err(error) => error,
-                    Ok(_opening) => Error::runtime_shutdown(),
-                }),
-                None => Err(error),
-            }
-        });
+        let (error_reporter, errors) = ErrorReporter::new();
+        inner.telemetry.set_error_reporter(error_reporter.clone());
         let has_ended = Arc::new(AtomicBool::new(false));
         let worker = Worker::new(WorkerDeps {
             leases: Arc::clone(&inner.leases),
@@ -79,13 +70,7 @@ impl Session {
                     &inner.settings.worker_config.worker_id,
                 ),
                 telemetry: inner.telemetry.clone(),
-                report_error: {
-                    let assigned = assigned.clone();
-                    // The error is queued even if the caller's waker panics.
-                    Arc::new(move |error| {
-                        let _ = contain_call(|| drop(assigned.send(Err(error))));
-                    })
-                },
+                error_reporter,
             },
             telemetry: inner.telemetry.clone(),
             config: inner.settings.worker_config.clone(),
@@ -130,11 +115,9 @@ impl Session {
             }
         });
         let memory_budget = inner.settings.buffer();
-        inner.telemetry.set_buffered_bytes_fn({
-            let memory_budget = memory_budget.clone();
-            move || memory_budget.taken()
-        });
-        Running { session: Arc::clone(self), memory_budget, writer, assignments, has_ended }
+        inner.telemetry.set_buffered_bytes(memory_budget.taken_counter());
+        let session = Arc::clone(self);
+        Running { session, memory_budget, writer, assignments, errors, has_ended }
     }
 
     /// Returns the writer of the consumer. All sessions share it, so their saves never run
@@ -172,7 +155,8 @@ pub(super) struct Running {
     session: Arc<Session>,
     memory_budget: MemoryBudget,
     writer: Writer,
-    assignments: mpsc::UnboundedReceiver<Result<AssignedShard>>,
+    assignments: mpsc::UnboundedReceiver<AssignedShard>,
+    errors: mpsc::UnboundedReceiver<Error>,
     /// True after the worker has left in an orderly way, not because its runtime has shut down.
     has_ended: Arc<AtomicBool>,
 }
@@ -183,13 +167,21 @@ impl Running {
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<AssignedShard>>> {
-        match ready!(self.assignments.poll_recv(context)) {
-            None if !self.has_ended.swap(true, Ordering::SeqCst) => {
-                let error = Error::runtime_shutdown();
-                Poll::Ready(Some(Err(self.session.consumer.inner.in_this_stream(error))))
-            }
-            assigned => Poll::Ready(assigned),
+        if let Poll::Ready(Some(error)) = self.errors.poll_recv(context) {
+            return Poll::Ready(Some(Err(error)));
         }
+        if let Some(assigned) = ready!(self.assignments.poll_recv(context)) {
+            return Poll::Ready(Some(Ok(assigned)));
+        }
+        // The worker may have reported an error between the two polls, and ended.
+        if let Ok(error) = self.errors.try_recv() {
+            return Poll::Ready(Some(Err(error)));
+        }
+        if self.has_ended.swap(true, Ordering::SeqCst) {
+            return Poll::Ready(None);
+        }
+        let error = self.session.consumer.inner.in_this_stream(Error::runtime_shutdown());
+        Poll::Ready(Some(Err(error)))
     }
 
     /// Returns the stream of a shard that can be read now.
@@ -197,7 +189,7 @@ impl Running {
         let AssignedShard { shard, position, added, lease_handle, watermark, poll_monitor, report } =
             assigned;
         let inner = &self.session.consumer.inner;
-        let telemetry = inner.telemetry.shard(&shard.id, &watermark);
+        let telemetry = inner.telemetry.shard(&shard.id, watermark.watermark());
         let source_config = SourceConfig {
             kinesis: inner.kinesis.clone(),
             telemetry: telemetry.clone(),

@@ -18,7 +18,7 @@ use super::unlisted::AbsentShards;
 use crate::backoff::{Backoff, LISTINGS};
 use crate::checkpoint::millis_of;
 use crate::clock::Clock;
-use crate::error::{ClassifiedError, Error, ErrorKind, RetryAction};
+use crate::error::{ClassifiedError, Error, ErrorKind, ErrorReporter, RetryAction};
 use crate::mutex::Mutex;
 use crate::record::ShardId;
 use crate::source::{
@@ -42,8 +42,7 @@ pub(crate) struct ShardDiscovery {
     pub(crate) on_trimmed: OnTrimmed,
     pub(crate) discovery_interval: Duration,
     pub(crate) telemetry: Telemetry,
-    /// Reports to the caller an error that retries do not fix.
-    pub(crate) report_error: Arc<dyn Fn(Error) + Send + Sync>,
+    pub(crate) error_reporter: ErrorReporter,
     pub(crate) memory: Memory,
     /// Moves the positions under the stream's name to its ARN; `None` if the stream is given by
     /// name.
@@ -302,6 +301,12 @@ impl ShardDiscovery {
         self.memory.absences().note(absent, self.discovery_interval, Instant::now())
     }
 
+    /// Reports to the caller an error that retries do not fix. It is dropped with the caller's
+    /// stream.
+    pub(crate) fn report_error(&self, error: Error) {
+        let _no_stream = self.error_reporter.report(error);
+    }
+
     /// Emits an event if the call panicked. Other failures are ignored.
     pub(super) fn note_panic(&self, failure: ClassifiedError) {
         if failure.error.kind() == ErrorKind::Panicked {
@@ -339,7 +344,7 @@ impl Retries {
         self.failed += 1;
         discovery.telemetry.emit(Event::retried(None, &error, self.failed));
         if verdict != FailureVerdict::Retry {
-            (discovery.report_error)(error);
+            discovery.report_error(error);
         }
         if verdict == FailureVerdict::Gone {
             return None;

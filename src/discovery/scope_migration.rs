@@ -249,7 +249,7 @@ impl Delay {
                 worker_ids.join(", ")
             );
             let error = Error::new(ErrorKind::InUse, message);
-            (discovery.report_error)(error.in_stream(discovery.kinesis.name()));
+            discovery.report_error(error.in_stream(discovery.kinesis.name()));
         }
         self.backoff.succeeded();
         sleep(CHECK_INTERVAL).await;
@@ -263,7 +263,7 @@ impl Delay {
         if is_lasting
             || !error.is_temporary() && !std::mem::replace(&mut self.is_error_reported, true)
         {
-            (discovery.report_error)(error);
+            discovery.report_error(error);
         }
         sleep(self.backoff.failed()).await;
     }

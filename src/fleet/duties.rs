@@ -13,16 +13,12 @@ use super::exchange::FINAL_SAVE_TIMEOUT;
 use super::owned_shards::{OwnedShard, Reconciliation};
 use super::worker::{BalancedTable, TaskOutcome, Worker};
 use crate::backoff::{Backoff, SAVES};
-use crate::checkpoint::{Advance, Checkpoint, Watermark};
+use crate::checkpoint::Checkpoint;
 use crate::discovery::{Changes, Loss, Report, ShardStart, is_readable, readable};
 use crate::error::{Error, ErrorKind, contain};
-use crate::record::ShardId;
-use crate::shard::{LeaseHandle, PollMonitor, ReadReport, WorkerMessage};
-use crate::source::KnownShard;
-use crate::store::TrackedShard;
-use crate::store::lease::{
-    Change, HeartbeatResponse, Lease, LeaseTable, Membership, SaveOutcome, WorkerEntry,
-};
+use crate::record::{KnownShard, ShardId};
+use crate::shard::{LeaseHandle, PollMonitor, ReadReport};
+use crate::store::lease::{Change, HeartbeatResponse, Lease, LeaseTable, Membership, WorkerEntry};
 use crate::telemetry::Event;
 
 impl Worker {
@@ -134,8 +130,13 @@ impl Worker {
         let shard = error.shard_id().cloned();
         let is_news = shard.is_none_or(|shard| self.deps.telemetry.note_failure(&shard, &error));
         if is_news || !self.has_listed {
-            (self.deps.discovery.report_error)(error);
+            self.report_error(error);
         }
+    }
+
+    /// Reports to the caller an error that retries do not fix.
+    pub(super) fn report_error(&self, error: Error) {
+        self.deps.discovery.report_error(error.in_stream(self.deps.scope.shared_stream_name()));
     }
 
     /// Notes that the worker is in the table, and applies the table of the response if it has
@@ -164,11 +165,7 @@ impl Worker {
         }
         let is_cleared = table.cleared > self.table.cleared;
         let first_poll = if is_forgotten { self.table.first_poll } else { 0 };
-        let Reconciliation { changes, opened, leaving, finished, lost } =
-            self.owned.reconcile(&table);
-        for shard_id in finished {
-            self.deps.telemetry.emit(Event::ShardFinished { shard_id });
-        }
+        let Reconciliation { changes, opened, leaving, lost } = self.owned.reconcile(&table);
         self.report_shown_losses(&table);
         self.report_resharding(&table);
         self.report_unreadable(&table);
@@ -239,9 +236,7 @@ impl Worker {
                 && self.unreadable.insert(shard.clone())
             {
                 let error = Error::new(ErrorKind::StoreCorrupt, &**why).in_shard(shard);
-                (self.deps.discovery.report_error)(
-                    error.in_stream(self.deps.scope.shared_stream_name()),
-                );
+                self.report_error(error);
             }
         }
     }
@@ -250,60 +245,22 @@ impl Worker {
     fn open(&mut self, id: &ShardId, lease: Lease) {
         let epoch = lease.epoch;
         let Some(start) = self.deps.discovery.start_of(id, lease.checkpoint.clone()) else {
-            // The caller has set the end of the shard as its starting position.
+            // The caller has set the end of the shard as its starting position. Without a reader
+            // there is no position that the writer could save.
             self.pending.push(Change::Finish { shard: id.clone(), epoch });
             return;
         };
         self.deps.telemetry.emit(Event::LeaseGained { shard_id: id.clone(), epoch });
         let lease_handle = LeaseHandle::new(epoch, Arc::clone(&self.validity));
-        let watermark = Arc::new(Watermark::new({
-            let (messages, notifier, shard) = (
-                self.deps.messages.clone(),
-                self.deps.writer.notifier(id.clone(), epoch),
-                id.clone(),
-            );
-            move |advance| match advance {
-                Advance::Position { is_first } => notifier.advanced(is_first),
-                Advance::End => {
-                    notifier.ended();
-                    // The receiver is gone if the session was dropped.
-                    let _dropped = messages.send(WorkerMessage::Finished(shard.clone(), epoch));
-                }
-            }
-        }));
+        let (lease_over, worker) = (lease_handle.over().clone(), self.deps.messages.clone());
+        let watermark = self.deps.writer.track(id.clone(), epoch, lease_over, worker);
         let poll_monitor = self.deps.config.poll_timeout.map(|_limit| PollMonitor::new());
         let holding = OwnedShard::new(
             lease.clone(),
             lease_handle.clone(),
-            Arc::clone(&watermark),
+            Arc::clone(watermark.watermark()),
             poll_monitor.clone(),
         );
-        self.deps.writer.watch(TrackedShard {
-            shard: id.clone(),
-            epoch,
-            watermark: Arc::clone(&watermark),
-            on_outcome: Arc::new({
-                let (messages, lease_handle) = (self.deps.messages.clone(), lease_handle.clone());
-                let (finish, telemetry) = (holding.finish.clone(), self.deps.telemetry.clone());
-                let shard_id = id.clone();
-                move |verdict| match verdict {
-                    SaveOutcome::Saved if finish.claim() => {
-                        telemetry.emit(Event::ShardFinished { shard_id: shard_id.clone() });
-                    }
-                    SaveOutcome::Saved => {}
-                    SaveOutcome::Unreadable => {
-                        lease_handle.end();
-                        let _dropped = messages.send(WorkerMessage::Unreadable);
-                    }
-                    SaveOutcome::Lost | SaveOutcome::Forgotten => {
-                        if verdict == SaveOutcome::Lost {
-                            lease_handle.end();
-                        }
-                        let _dropped = messages.send(WorkerMessage::StateMismatch);
-                    }
-                }
-            }),
-        });
         self.owned.take(id.clone(), holding);
         let added = lease.added_at();
         let shard = KnownShard { id: id.clone(), parents: lease.parents.unwrap_or_default() };
@@ -320,15 +277,14 @@ impl Worker {
     /// Stores the start of a shard, then sends the shard to the caller's stream.
     fn store_start(&mut self, opening: AssignedShard, start: Checkpoint) {
         opening.watermark.start_at(start);
-        let (writer, on_outcome) =
-            (self.deps.writer.clone(), Arc::clone(&self.deps.discovery.report_error));
+        let (writer, discovery) = (self.deps.writer.clone(), self.deps.discovery.clone());
         self.tasks.spawn(async move {
             let mut backoff = Backoff::new(SAVES);
             while !opening.lease_handle.is_over()
                 && let Err(error) = writer.flush().await
             {
                 if writer.claim_outage_report() {
-                    on_outcome(error);
+                    discovery.report_error(error);
                 }
                 sleep(backoff.failed()).await;
             }
@@ -342,7 +298,7 @@ impl Worker {
             return opening.report.cancel();
         }
         // If the receiver is gone, dropping the report notifies the worker.
-        let _unopened = self.deps.assignments.send(Ok(opening));
+        let _unopened = self.deps.assignments.send(opening);
     }
 
     /// Stops delivery from the shard, and releases its lease when all delivered records are

@@ -193,7 +193,7 @@ impl Worker {
             && !std::mem::replace(&mut self.error_reported, true)
             && self.deps.writer.claim_outage_report()
         {
-            (self.deps.discovery.report_error)(error);
+            self.report_error(error);
         }
         self.renew_at = Instant::now() + self.backoff.failed();
     }
@@ -211,9 +211,7 @@ impl Worker {
                 self.deps.config.worker_id
             );
             let error = Error::new(ErrorKind::Configuration, message);
-            (self.deps.discovery.report_error)(
-                error.in_stream(self.deps.scope.shared_stream_name()),
-            );
+            self.report_error(error);
         }
     }
 

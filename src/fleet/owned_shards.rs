@@ -6,7 +6,7 @@
 //!   reading ────────────────────────► leaving ──────────────────────► released
 //!      │                                 │
 //!      └────────────────┬────────────────┘
-//!                       ├── every record acknowledged ──► finished
+//!                       ├── end of the shard saved ──► finished
 //!                       └── lease lost, such as by a higher epoch ──► lost
 //! ```
 //!
@@ -14,7 +14,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -25,16 +24,6 @@ use crate::shard::{LeaseHandle, PollMonitor};
 use crate::store::lease::{Change, Lease, LeaseTable};
 use crate::telemetry::ShardTelemetry;
 
-/// A flag by which one of two sources reports that a shard is finished, and the other does not.
-#[derive(Debug, Clone, Default)]
-pub(super) struct ReportOnce(Arc<AtomicBool>);
-
-impl ReportOnce {
-    pub(super) fn claim(&self) -> bool {
-        !self.0.swap(true, Ordering::Relaxed)
-    }
-}
-
 /// A shard that the worker owns.
 #[derive(Debug)]
 pub(super) struct OwnedShard {
@@ -43,7 +32,8 @@ pub(super) struct OwnedShard {
     poll_monitor: Option<PollMonitor>,
     /// The lease at its acquisition, with the start that a listing has shown since.
     lease: Lease,
-    pub(super) finish: ReportOnce,
+    /// True if the store has confirmed the end of the shard.
+    pub(super) is_end_saved: bool,
     pub(super) is_leaving: bool,
     /// Set when the stream has reached the end of the shard; its last records may be
     /// unacknowledged.
@@ -57,13 +47,12 @@ impl OwnedShard {
         watermark: Arc<Watermark>,
         poll_monitor: Option<PollMonitor>,
     ) -> Self {
-        let finish = ReportOnce::default();
         Self {
             lease_handle,
             watermark,
             poll_monitor,
             lease,
-            finish,
+            is_end_saved: false,
             is_leaving: false,
             telemetry: None,
         }
@@ -136,8 +125,6 @@ pub(super) struct Reconciliation {
     pub(super) opened: Vec<(ShardId, Lease)>,
     /// Shards to hand off.
     pub(super) leaving: Vec<ShardId>,
-    /// Shards that are finished.
-    pub(super) finished: Vec<ShardId>,
     /// Shards that the worker has lost, with the epochs of their leases.
     pub(super) lost: Vec<(ShardId, u64)>,
 }
@@ -226,14 +213,13 @@ impl OwnedShards {
                     return false;
                 }
                 Some(stored) if stored.epoch == epoch && stored.is_finished() => {
-                    if holding.finish.claim() {
-                        settled.finished.push(shard.clone());
-                    }
                     holding.stop();
                     return false;
                 }
                 Some(stored)
-                    if stored.epoch == epoch && stored.owner.as_ref() == Some(&self.me) =>
+                    if stored.epoch == epoch
+                        && stored.owner.as_ref() == Some(&self.me)
+                        && !holding.is_end_saved =>
                 {
                     holding.identify(stored);
                     if stored.next_owner.is_some() && !holding.is_leaving {
@@ -245,7 +231,8 @@ impl OwnedShards {
                     holding.stop();
                     return false;
                 }
-                // The store considered the worker dead, or has lost the lease.
+                // The store considered the worker dead, or has lost the lease. Or it has lost the
+                // end of the shard after it had confirmed it: the writer does not save it again.
                 _ => settled.changes.push(Change::Restore {
                     shard: shard.clone(),
                     incarnation: self.incarnation,
@@ -351,7 +338,7 @@ mod tests {
         let mut seen = table(&[("me", 1)], &[Some("me")]);
         let mut owned = OwnedShards::new("me".into(), 1);
         let lease = Lease { start: None, ..seen.leases[&shard(0)].clone() };
-        let watermark = Arc::new(Watermark::new(|_| {}));
+        let watermark = Arc::new(Watermark::default());
         let holding = OwnedShard::new(lease, lease_handle(), watermark, None);
         owned.take(shard(0), holding);
         let start = "49590338271490256608559692538361571095921575989136588898".parse().ok();
@@ -373,7 +360,7 @@ mod tests {
         for number in 0..2 {
             let lease = seen.leases[&shard(number)].clone();
             let lease_handle = lease_handle();
-            let watermark = Arc::new(Watermark::new(|_| {}));
+            let watermark = Arc::new(Watermark::default());
             let holding = OwnedShard::new(lease, lease_handle, watermark, None);
             owned.take(shard(number), holding);
         }
@@ -395,7 +382,7 @@ mod tests {
         begun.leases.get_mut(&shard(0)).unwrap().origin = 2;
         let mut owned = OwnedShards::new("me".into(), 1);
         let lease = begun.leases[&shard(0)].clone();
-        let watermark = Arc::new(Watermark::new(|_| {}));
+        let watermark = Arc::new(Watermark::default());
         let lease_handle = lease_handle();
         owned.take(shard(0), OwnedShard::new(lease, lease_handle, watermark, None));
         let mut found = table(&[("me", 1)], &[None]);

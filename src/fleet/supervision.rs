@@ -9,8 +9,8 @@ use tokio::time::{Instant, sleep};
 use super::worker::{Worker, WorkerEnded};
 use crate::backoff::{Backoff, EXCHANGES};
 use crate::error::{Error, ErrorKind, Panic, TOLERATED_PANICS, contain};
-use crate::shard::WorkerMessage;
 use crate::telemetry::{Event, Task};
+use crate::worker_message::WorkerMessage;
 
 /// The time between two panics from which they do not count as consecutive.
 const CONSECUTIVE_WITHIN: Duration = Duration::from_secs(60);
@@ -66,6 +66,6 @@ impl Worker {
             TOLERATED_PANICS + 1
         );
         let error = Error::new(ErrorKind::Panicked, message).with_source(panic);
-        (self.deps.discovery.report_error)(error.in_stream(self.deps.scope.shared_stream_name()));
+        self.report_error(error);
     }
 }

@@ -17,10 +17,10 @@ use super::{AssignedShard, WorkerDeps};
 use crate::backoff::{Backoff, EXCHANGES};
 use crate::discovery::{Loss, StreamShards};
 use crate::error::Panic;
-use crate::record::ShardId;
-use crate::shard::{CheckpointOn, LeaseDeadline, WorkerMessage};
-use crate::source::KnownShard;
+use crate::record::{KnownShard, ShardId};
+use crate::shard::{CheckpointOn, LeaseDeadline};
 use crate::store::lease::{Change, LeaseTable};
+use crate::worker_message::WorkerMessage;
 
 /// The shortest time between two listings on request. A listing is requested, for example, after a
 /// shard has ended and Kinesis did not name its children.
@@ -224,7 +224,12 @@ impl Worker {
                 self.added_children.extend(children);
             }
             WorkerMessage::Finished(shard, epoch) => {
-                self.pending.push(Change::Finish { shard, epoch });
+                // The table shows which children can be read now. It may already have shown that
+                // the shard is finished.
+                if let Some(holding) = self.owned.get(&shard, epoch) {
+                    holding.is_end_saved = true;
+                    self.request_full_table();
+                }
             }
             WorkerMessage::Dropped(shard, epoch) => {
                 self.exclusions.dropped(&shard, self.renewal());

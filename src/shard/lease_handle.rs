@@ -113,7 +113,7 @@ impl LeaseHandle {
     }
 
     /// Returns the signal that is closed when the right to read the shard ends.
-    pub(super) fn over(&self) -> &CloseSignal {
+    pub(crate) fn over(&self) -> &CloseSignal {
         &self.over
     }
 

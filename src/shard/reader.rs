@@ -29,11 +29,11 @@ use futures::Stream;
 use super::delivery::{CurrentBatch, MAX_RUN_RECORDS, NextRun, RecordRun};
 use super::prefetcher::{Prefetcher, Received};
 use super::{CheckpointOn, CloseSignal, LeaseHandle, ReadReport};
-use crate::checkpoint::{Allowance, InFlightConfig, QuietPosition, Watermark};
+use crate::checkpoint::{Allowance, InFlightConfig, QuietPosition};
 use crate::error::{Error, Result};
 use crate::record::ShardId;
 use crate::source::{Fetched, Source};
-use crate::store::{ReaderGate, Writer};
+use crate::store::{ReaderGate, TrackedWatermark, Writer};
 use crate::telemetry::{Event, ShardTelemetry};
 
 /// The parts and settings of a shard reader.
@@ -46,7 +46,7 @@ pub(crate) struct ReaderConfig {
     pub(crate) prefetch: usize,
     /// True if a record is delivered only after the position before it was saved.
     pub(crate) save_each: bool,
-    pub(crate) watermark: Arc<Watermark>,
+    pub(crate) watermark: Arc<TrackedWatermark>,
     pub(crate) writer: Writer,
     pub(crate) close_signal: CloseSignal,
     pub(crate) lease_handle: LeaseHandle,
@@ -63,7 +63,7 @@ pub(crate) struct ShardReader {
     prefetch: usize,
     /// The most records of a run. The store's gate is checked once per run.
     longest_run: usize,
-    watermark: Arc<Watermark>,
+    watermark: Arc<TrackedWatermark>,
     /// Open while the store saves checkpoints.
     gate: ReaderGate,
     /// Closed when the writer's task is dropped with its runtime.

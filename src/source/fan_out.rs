@@ -32,9 +32,9 @@ use super::subscription::{
     EventMessage, MAX_SUBSCRIPTION_AGE, MessageMeter, Subscription, SubscriptionMessage,
 };
 use super::unproven_end::{INVALID_NUMBER, OpenEnd};
-use super::{KnownShard, ShardFetcher, Source, batches};
+use super::{ShardFetcher, Source, batches};
 use crate::error::{ClassifiedError, ErrorKind, RetryAction};
-use crate::record::SequenceNumber;
+use crate::record::{KnownShard, SequenceNumber};
 use crate::telemetry::log_line;
 
 /// The time without a permit after which the subscription is dropped. A new subscription takes at

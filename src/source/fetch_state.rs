@@ -14,11 +14,11 @@ use super::memory_budget::HeldMemory;
 use super::response::{NamedChild, RecordRange};
 use super::retention::Retention;
 use super::unproven_end::UnprovenEnds;
-use super::{Fetched, KnownShard, OnTrimmed, Position, StreamClient};
+use super::{Fetched, OnTrimmed, Position, StreamClient};
 use crate::checkpoint::Checkpoint;
 use crate::error::{ClassifiedError, Error, ErrorKind, ErrorKindSet, Result, RetryAction};
 use crate::pacing::Pace;
-use crate::record::{AckSink, ResponseContext, SequenceNumber, ShardId};
+use crate::record::{AckSink, KnownShard, ResponseContext, SequenceNumber, ShardId};
 use crate::telemetry::{Event, ShardTelemetry, log_line};
 
 /// The interval at which a quiet shard moves its checkpoint. It is far shorter than the retention

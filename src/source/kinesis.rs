@@ -55,13 +55,6 @@ pub(crate) struct StreamClient {
     wire: WireChoice,
 }
 
-/// A shard as named by a listing or by the end of its parent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct KnownShard {
-    pub(crate) id: ShardId,
-    pub(crate) parents: Vec<ShardId>,
-}
-
 impl StreamClient {
     /// Creates a handle for a stream. `stream` is a name or an ARN. The readers of all shards share
     /// the choice of the wire format.

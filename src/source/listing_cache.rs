@@ -5,11 +5,10 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until};
 
-use super::KnownShard;
 use super::listing::{ListedShard, unusable_listing};
 use crate::cooldown::Cooldown;
 use crate::error::ClassifiedError;
-use crate::record::{SequenceNumber, ShardId};
+use crate::record::{KnownShard, SequenceNumber, ShardId};
 
 /// The minimum interval between two listings. Each serves the readers of all shards.
 pub(super) const LISTING_INTERVAL: Duration = Duration::from_secs(1);

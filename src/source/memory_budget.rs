@@ -78,7 +78,7 @@ struct BudgetState {
 #[derive(Debug)]
 struct Pool {
     size: usize,
-    taken: AtomicUsize,
+    taken: Arc<AtomicUsize>,
 }
 
 /// The memory available to one shard: its reserve first, then the shared budget.
@@ -120,8 +120,13 @@ impl MemoryBudget {
         self.0.pool.size
     }
 
-    /// Returns the bytes taken from the budget, without the reserves of the shards.
-    pub(crate) fn taken(&self) -> usize {
+    /// Returns the counter of the bytes taken from the budget, without the reserves of the shards.
+    pub(crate) fn taken_counter(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.0.pool.taken)
+    }
+
+    #[cfg(test)]
+    pub(super) fn taken(&self) -> usize {
         self.0.pool.taken.load(Ordering::Acquire)
     }
 
@@ -141,7 +146,7 @@ impl BudgetState {
 
 impl Pool {
     fn new(size: usize) -> Self {
-        Self { size, taken: AtomicUsize::new(0) }
+        Self { size, taken: Arc::default() }
     }
 
     fn free(&self) -> usize {

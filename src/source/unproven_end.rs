@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::OnTrimmed;
 use super::absent_listings::AbsentListings;
 use super::failure_streak::{FailureStreak, GIVE_UP_AFTER};
 use super::fetch_state::{FetchState, Interrupt};
-use super::{KnownShard, OnTrimmed};
 use crate::checkpoint::Checkpoint;
 use crate::error::{ClassifiedError, Error, ErrorKind, RetryAction};
+use crate::record::KnownShard;
 use crate::telemetry::Event;
 
 /// The number of consecutive responses with a next position that clear a doubt.

@@ -13,11 +13,42 @@
 //! lease is lost, the position is discarded, since the new owner saves its own. When the last
 //! handle is dropped, the task tries for up to 10 s to save the positions of all acknowledged
 //! records, and ends.
+//!
+//! # The end of a shard
+//!
+//! The writer alone finishes a shard that was read:
+//!
+//! ```text
+//!   last acknowledgement, or end of the stream ──► the watermark is complete
+//!                                                     │ at once, in the epoch of its lease
+//!                                                     ▼
+//!   the lease is over ◄── refused ──────────────── save of SHARD_END
+//!                                                     │ stored: Event::ShardFinished
+//!                                                     ▼
+//!                               WorkerMessage::Finished ──► the worker reads the lease table,
+//!                                                           and its children are readable
+//! ```
+//!
+//! - The worker does not finish the shard itself by a [`Change::Finish`]. A worker ends with its
+//!   session, while records may be acknowledged later. In a store that keeps only positions, its
+//!   change would reach the table in memory and not the store: the children would be read first,
+//!   and a crash would then deliver records of the parent again.
+//! - The message is a hint: the save changes the version of the table, so the next renewal shows
+//!   the end even if the message is lost.
+//! - If the store loses the end after it has confirmed it, nothing is left to save. The worker
+//!   finds its lease unfinished in the table and restores it with a [`Change::Restore`], like
+//!   everything else that a store has lost.
+//! - [`Change::Finish`] is left for shards that are not read and have no watermark: shards that the
+//!   caller starts at their end, and shards that left retention.
+//!
+//! [`Change::Finish`]: super::lease::Change::Finish
+//! [`Change::Restore`]: super::lease::Change::Restore
 
 mod gate;
 mod save;
 mod task;
 mod tracked_shards;
+mod tracked_watermark;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -35,12 +66,13 @@ use crate::mutex::Mutex;
 use crate::record::ShardId;
 use crate::telemetry::Telemetry;
 use crate::wakers::Waiters;
+use crate::worker_message::WorkerMessage;
 
 use gate::Gate;
 pub(crate) use gate::ReaderGate;
 use task::{FlushTask, Request};
-pub(crate) use tracked_shards::TrackedShard;
-use tracked_shards::{ShardEpoch, TrackedShards};
+use tracked_shards::{ShardEpoch, TrackedShard, TrackedShards};
+pub(crate) use tracked_watermark::TrackedWatermark;
 
 /// The settings of the writer.
 #[derive(Debug, Clone, Copy)]
@@ -138,17 +170,24 @@ impl Writer {
         self.shared.gone.clone()
     }
 
-    /// Starts saving the position of a shard as it advances.
-    pub(crate) fn watch(&self, watched: TrackedShard) {
-        let before = self.shared.lock().watched.insert(watched);
+    /// Starts saving the position of a shard, and returns the watermark on which it advances.
+    /// `lease_over` is closed when the store refuses a position. `worker` receives each outcome that
+    /// concerns the lease.
+    pub(crate) fn track(
+        &self,
+        shard: ShardId,
+        epoch: u64,
+        lease_over: CloseSignal,
+        worker: mpsc::UnboundedSender<WorkerMessage>,
+    ) -> Arc<TrackedWatermark> {
+        let (watermark, place) = (Arc::default(), (shard.clone(), epoch));
+        let advancing =
+            TrackedWatermark::new(Arc::clone(&watermark), Arc::clone(&self.shared), place);
+        let tracked = TrackedShard { shard, epoch, watermark, lease_over, worker };
+        let before = self.shared.lock().watched.insert(tracked);
         // Dropped without the lock, since it holds wakers.
         drop(before);
-    }
-
-    /// Returns a notifier that reports advances of a shard's watermark to the writer. It does not
-    /// keep the task alive, and neither do records that outlive the stream.
-    pub(crate) fn notifier(&self, shard: ShardId, epoch: u64) -> FlushNotifier {
-        FlushNotifier { shared: Arc::clone(&self.shared), place: (shard, epoch) }
+        Arc::new(advancing)
     }
 
     /// Returns true if the outage of the store was not reported yet. The caller then reports it.
@@ -181,44 +220,6 @@ impl Writer {
     /// Returns the gate for one reader. The gate keeps the task alive.
     pub(crate) fn gate(&self) -> ReaderGate {
         ReaderGate::new(self.clone())
-    }
-}
-
-/// Notifies the writer that a shard has a position to save.
-#[derive(Debug, Clone)]
-pub(crate) struct FlushNotifier {
-    shared: Arc<WriterShared>,
-    place: ShardEpoch,
-}
-
-impl FlushNotifier {
-    /// Reports an advance of the position. `is_first` is true for the first advance since the last
-    /// save took it.
-    pub(crate) fn advanced(&self, is_first: bool) {
-        let saves_each = self.shared.flush.interval.is_zero();
-        if !is_first && !saves_each {
-            return;
-        }
-        let mut state = self.shared.lock();
-        if is_first {
-            state.watched.note_changed(&self.place);
-        }
-        if saves_each {
-            state.advanced += 1;
-            if state.failing {
-                // A failing store does not delay readers until it has failed for `max_unflushed`.
-                state.saved = state.advanced;
-            }
-            self.shared.update_attention(&state);
-            drop(state);
-            self.shared.urgent.notify_one();
-        }
-    }
-
-    /// Reports that the shard is finished. Its end is saved at once.
-    pub(crate) fn ended(&self) {
-        self.shared.lock().watched.note_changed(&self.place);
-        self.shared.urgent.notify_one();
     }
 }
 

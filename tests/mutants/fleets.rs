@@ -253,8 +253,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a shard is reported as finished before it is",
         file: "store/writer/save.rs",
-        right: "if verdict == SaveOutcome::Saved && saved.checkpoint != Checkpoint::ShardEnd {",
-        wrong: "if verdict == SaveOutcome::Saved && saved.checkpoint == Checkpoint::ShardEnd {",
+        right: "let is_end = saved.checkpoint == Checkpoint::ShardEnd;",
+        wrong: "let is_end = saved.checkpoint != Checkpoint::ShardEnd;",
         breaks: &["EventsAreTrue"],
     },
     Mistake {

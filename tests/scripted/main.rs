@@ -83,6 +83,7 @@ mod store {
     pub(crate) mod faulty_store;
     mod lost_store_responses;
     pub(crate) mod recording_store;
+    mod shard_ends;
     mod store_outages;
 }
 

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::checkpoint::{Checkpoint, InFlightConfig, Watermark};
-use crate::record::EncryptionType;
+use crate::record::{AckSink, EncryptionType, RecordPosition};
 use crate::source::memory_budget::MemoryBudget;
 
 /// A record of a response: plain, or aggregated with this many user records.
@@ -13,6 +13,15 @@ type Packed = Option<usize>;
 /// The records that a batch is expected to deliver: sequence number, sub-sequence number, payload,
 /// and whether other user records follow.
 type Expected = (u64, u64, Vec<u8>, bool);
+
+/// Receives the acknowledgements of records that are only compared.
+struct NoAcks;
+
+impl AckSink for NoAcks {
+    fn acknowledge(&self, _: u64, _: RecordPosition, _: usize) {}
+    fn deliver(&self, _: u64) {}
+    fn take_back(&self, _: usize, _: usize) {}
+}
 
 fn payload(record: usize, part: usize) -> Vec<u8> {
     format!("{record}-{part}").into_bytes()
@@ -53,7 +62,7 @@ fn batch(packed: &[Packed]) -> (Batch, Vec<Expected>) {
         shard_id: "shardId-000000000000".parse().unwrap(),
         millis_behind_latest: 0,
         epoch: 1,
-        ack_sink: Arc::new(Watermark::new(|_| {})),
+        ack_sink: Arc::new(NoAcks),
         buffer: buffer.into(),
     };
     let (_, memory) = MemoryBudget::new(1).shard().empty().hold(Vec::new());
@@ -120,7 +129,7 @@ proptest! {
 #[test]
 fn records_fit_up_to_the_allowed_bytes() {
     let (mut batch, _) = batch(&[None, Some(2), None]);
-    let watermark = Watermark::new(|_| {});
+    let watermark = Watermark::default();
     watermark.set_limits(InFlightConfig { records: 10, bytes: 13 });
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
     let std::task::Poll::Ready(allowance) = watermark.poll_allowance(&mut context) else {

@@ -1,6 +1,6 @@
 //! One save of all pending positions.
 
-use std::sync::Arc;
+use tokio::sync::mpsc;
 
 use super::gate::Gate;
 use super::tracked_shards::{ShardEpoch, TrackedShard};
@@ -9,8 +9,9 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::lease::{FencedCheckpoint, SaveOutcome};
 use crate::store::{Scope, with_timeout};
-use crate::telemetry::log_line;
+use crate::telemetry::{Event, Telemetry, log_line};
 use crate::wakers::wake_all;
+use crate::worker_message::WorkerMessage;
 
 impl WriterShared {
     /// Moves changed positions to `pending`. Returns a copy of all pending positions, and the
@@ -31,7 +32,7 @@ impl WriterShared {
         };
         let positions = pending.iter().map(fenced).collect();
         drop(state);
-        // Dropped without the lock, since they hold wakers and the callbacks of callers.
+        // Dropped without the lock, since they hold wakers.
         drop(over);
         (positions, advanced)
     }
@@ -67,55 +68,73 @@ impl WriterShared {
         wake_all(waiting);
         self.telemetry.saved(saved);
         for settled in settled {
-            settled.on_outcome(&self.scope);
+            settled.report(&self.telemetry, &self.scope);
         }
         Ok(())
     }
 }
 
 impl WriterState {
-    /// Applies the outcome of a save to one position. Returns the notification to send, if any.
-    fn settle(&mut self, saved: FencedCheckpoint, verdict: SaveOutcome) -> Option<SettledPosition> {
+    /// Applies the outcome of a save to one position. Returns what is to be reported, if anything.
+    fn settle(&mut self, saved: FencedCheckpoint, outcome: SaveOutcome) -> Option<SettledPosition> {
         let place = (saved.shard.clone(), saved.epoch);
         let is_it = |pending: &Pending| pending.checkpoint == saved.checkpoint;
-        if verdict.is_refusal() || self.pending.get(&place).is_some_and(is_it) {
+        if outcome.is_refusal() || self.pending.get(&place).is_some_and(is_it) {
             self.pending.remove(&place);
         }
-        if verdict == SaveOutcome::Saved && saved.checkpoint != Checkpoint::ShardEnd {
+        let is_end = saved.checkpoint == Checkpoint::ShardEnd;
+        if outcome == SaveOutcome::Saved && !is_end {
             return None;
         }
-        let on_outcome = self.watched.get(&place).map(|it| Arc::clone(&it.on_outcome));
-        let given_up = if verdict.is_refusal() { self.watched.remove(&place) } else { None };
-        Some(SettledPosition { saved, verdict, on_outcome, _given_up: given_up })
+        let worker = self.watched.get(&place).map(|it| it.worker.clone());
+        let refused = if outcome.is_refusal() { self.watched.remove(&place) } else { None };
+        Some(SettledPosition { saved, outcome, is_end, worker, refused })
     }
 }
 
 /// The outcome of saving a position, reported after the lock is released.
 struct SettledPosition {
     saved: FencedCheckpoint,
-    verdict: SaveOutcome,
-    on_outcome: Option<Arc<dyn Fn(SaveOutcome) + Send + Sync>>,
-    /// The shard, no longer tracked.
-    _given_up: Option<TrackedShard>,
+    outcome: SaveOutcome,
+    /// True if the position is the end of the shard.
+    is_end: bool,
+    /// The worker that holds the lease; `None` if the shard is no longer tracked.
+    worker: Option<mpsc::UnboundedSender<WorkerMessage>>,
+    /// The shard of a refused position. It is no longer tracked.
+    refused: Option<TrackedShard>,
 }
 
 impl SettledPosition {
-    fn on_outcome(self, scope: &Scope) {
-        if let Some(on_outcome) = &self.on_outcome {
-            on_outcome(self.verdict);
+    fn report(self, telemetry: &Telemetry, scope: &Scope) {
+        // At once: the worker may wait for the store and read its messages later.
+        if let Some(refused) = &self.refused {
+            refused.lease_over.close();
         }
-        let error = match self.verdict {
-            SaveOutcome::Saved | SaveOutcome::Forgotten => return,
+        let FencedCheckpoint { shard, epoch, checkpoint } = self.saved;
+        let (message, error) = match self.outcome {
+            SaveOutcome::Saved | SaveOutcome::Forgotten if self.is_end => {
+                telemetry.emit(Event::ShardFinished { shard_id: shard.clone() });
+                (WorkerMessage::Finished(shard.clone(), epoch), None)
+            }
+            SaveOutcome::Saved => return,
+            SaveOutcome::Forgotten => (WorkerMessage::StateMismatch, None),
             SaveOutcome::Lost => {
-                Error::new(ErrorKind::LeaseLost, "the epoch of the lease is no longer valid")
+                let why = "the epoch of the lease is no longer valid";
+                (WorkerMessage::StateMismatch, Some(Error::new(ErrorKind::LeaseLost, why)))
             }
             SaveOutcome::Unreadable => {
-                Error::new(ErrorKind::StoreCorrupt, "the stored lease or position is unreadable")
+                let why = "the stored lease or position is unreadable";
+                (WorkerMessage::Unreadable, Some(Error::new(ErrorKind::StoreCorrupt, why)))
             }
         };
-        let FencedCheckpoint { shard, epoch, checkpoint } = &self.saved;
-        let error = error.in_stream(scope.shared_stream_name()).in_shard(shard);
-        log_line!(warn, %error, epoch, %checkpoint, "checkpoint not saved");
+        if let Some(worker) = self.worker {
+            // The receiver is gone if the session was dropped.
+            let _dropped = worker.send(message);
+        }
+        if let Some(error) = error {
+            let error = error.in_stream(scope.shared_stream_name()).in_shard(&shard);
+            log_line!(warn, %error, epoch, %checkpoint, "checkpoint not saved");
+        }
     }
 }
 

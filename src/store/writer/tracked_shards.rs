@@ -8,11 +8,13 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::checkpoint::{Checkpoint, Watermark};
+use crate::close_signal::CloseSignal;
 use crate::record::ShardId;
-use crate::store::lease::SaveOutcome;
+use crate::worker_message::WorkerMessage;
 
 /// The number of tracked shards that a sweep visits. Each save sweeps, at most once per checkpoint
 /// interval, so 4,000 shards are visited within about a minute.
@@ -23,13 +25,14 @@ const SHARDS_PER_SWEEP: usize = 64;
 pub(super) type ShardEpoch = (ShardId, u64);
 
 /// A shard with a position that is saved as it advances.
-pub(crate) struct TrackedShard {
-    pub(crate) shard: ShardId,
-    pub(crate) epoch: u64,
-    pub(crate) watermark: Arc<Watermark>,
-    /// Called when the end of the shard is saved, and with every outcome other than
-    /// [`SaveOutcome::Saved`]. No lock is held.
-    pub(crate) on_outcome: Arc<dyn Fn(SaveOutcome) + Send + Sync>,
+pub(super) struct TrackedShard {
+    pub(super) shard: ShardId,
+    pub(super) epoch: u64,
+    pub(super) watermark: Arc<Watermark>,
+    /// Closed when the store refuses a position, since the lease is then over.
+    pub(super) lease_over: CloseSignal,
+    /// Receives each outcome that concerns the lease.
+    pub(super) worker: mpsc::UnboundedSender<WorkerMessage>,
 }
 
 impl std::fmt::Debug for TrackedShard {
@@ -116,55 +119,50 @@ impl TrackedShards {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
     use std::time::SystemTime;
 
     use super::*;
     use crate::checkpoint::{Advance, QuietPosition};
 
-    fn watch(list: &Arc<Mutex<TrackedShards>>, number: usize) -> Arc<Watermark> {
-        let shard: ShardId = format!("shardId-{number:012}").parse().unwrap();
-        let place = (shard.clone(), 1);
-        let watermark = Arc::new(Watermark::new({
-            let list = Arc::downgrade(list);
-            move |advance| {
-                if let (Advance::Position { is_first: true }, Some(list)) =
-                    (advance, list.upgrade())
-                {
-                    list.lock().unwrap().note_changed(&place);
-                }
-            }
-        }));
-        let (kept, on_outcome) = (Arc::clone(&watermark), Arc::new(|_verdict| {}));
-        list.lock().unwrap().insert(TrackedShard { shard, epoch: 1, watermark, on_outcome });
+    fn place(number: usize) -> ShardEpoch {
+        (format!("shardId-{number:012}").parse().unwrap(), 1)
+    }
+
+    fn watch(list: &mut TrackedShards, number: usize) -> Arc<Watermark> {
+        let (shard, epoch) = place(number);
+        let (watermark, lease_over) = (Arc::default(), CloseSignal::new());
+        let (worker, _messages) = mpsc::unbounded_channel();
+        let kept = Arc::clone(&watermark);
+        list.insert(TrackedShard { shard, epoch, watermark, lease_over, worker });
         kept
     }
 
     #[test]
     fn save_visits_changed_shards_and_a_few_others() {
-        let list = Arc::new(Mutex::new(TrackedShards::default()));
-        let watermarks: Vec<_> = (0..4000).map(|number| watch(&list, number)).collect();
+        let mut list = TrackedShards::default();
+        let watermarks: Vec<_> = (0..4000).map(|number| watch(&mut list, number)).collect();
         for second in 1..=10 {
             let until = SystemTime::UNIX_EPOCH + Duration::from_secs(second);
             for _ in 0..3 {
-                watermarks[1234].note_passed(QuietPosition { after: None, until });
+                let advance = watermarks[1234].note_passed(QuietPosition { after: None, until });
+                if advance == Some(Advance::Position { is_first: true }) {
+                    list.note_changed(&place(1234));
+                }
             }
-            let mut list = list.lock().unwrap();
             let taken = list.take_changed();
             assert_eq!(taken.len(), 1, "{taken:?}");
             assert!(list.sweep(|_| false).is_empty());
         }
-        assert_eq!(list.lock().unwrap().visits, 10 * (1 + SHARDS_PER_SWEEP));
+        assert_eq!(list.visits, 10 * (1 + SHARDS_PER_SWEEP));
     }
 
     #[test]
     fn sweep_removes_shards_that_cannot_advance() {
-        let list = Arc::new(Mutex::new(TrackedShards::default()));
-        let kept = watch(&list, 100);
+        let mut list = TrackedShards::default();
+        let kept = watch(&mut list, 100);
         for number in (0..200).filter(|number| *number != 100) {
-            drop(watch(&list, number));
+            drop(watch(&mut list, number));
         }
-        let mut list = list.lock().unwrap();
         let is_pending = |(shard, _): &ShardEpoch| shard.as_str().ends_with("150");
         let removed: usize = (0..4).map(|_| list.sweep(is_pending).len()).sum();
         assert_eq!((removed, list.watched.len()), (198, 2));

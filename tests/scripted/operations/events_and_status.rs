@@ -58,8 +58,8 @@ async fn events_follow_a_shard_from_its_lease_to_its_end() {
             Event::ShardStarted { shard_id: shard_id(), position: position.clone() },
             Event::CaughtUp { shard_id: shard_id() },
             Event::ShardEnded { shard_id: shard_id(), children: vec![id(1), id(2)] },
-            Event::ShardFinished { shard_id: shard_id() },
             Event::Resharded { shard_id: id(1), parents: vec![id(0)] },
+            Event::ShardFinished { shard_id: shard_id() },
             Event::ShardStarted { shard_id: id(1), position },
         ],
     );
