@@ -50,7 +50,7 @@ pub(crate) enum Reader {
 }
 
 /// The parameters of a measurement.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Task {
     pub(crate) subject: Subject,
     pub(crate) kinesis: u16,
@@ -152,7 +152,10 @@ pub(crate) fn measure(task: &Task) -> Cost {
             task.runtime().block_on(measure_bare(task, &stream, are_spread))
         }
         Reader::Records { is_json, is_ack, .. } => {
-            task.runtime().block_on(measure_records(task, &stream, is_json, is_ack))
+            // A task, as the loops of the bare reader: the main future of a runtime with several
+            // threads runs on a thread of its own, which each response would wake.
+            let reader = measure_records(task.clone(), stream, is_json, is_ack);
+            task.runtime().block_on(async { tokio::spawn(reader).await.unwrap() })
         }
     }
 }
@@ -171,7 +174,7 @@ async fn measure_bare(task: &Task, stream: &str, are_spread: bool) -> Cost {
     measuring.end(records - before)
 }
 
-async fn measure_records(task: &Task, stream: &str, is_json: bool, is_ack: bool) -> Cost {
+async fn measure_records(task: Task, stream: String, is_json: bool, is_ack: bool) -> Cost {
     let consumer = Consumer::builder(task.client(), stream)
         .starting_position(StartingPosition::TrimHorizon)
         .wire_format(if is_json { WireFormat::Json } else { WireFormat::Auto })
