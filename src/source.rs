@@ -21,6 +21,7 @@ mod listing;
 mod listing_cache;
 mod loss;
 mod memory_budget;
+mod metered_body;
 mod oldest_record;
 mod overtaking;
 mod polling;
