@@ -30,6 +30,7 @@ mod registered_consumer;
 mod response;
 mod retention;
 mod retention_period;
+mod sdk_call;
 mod subscription;
 mod unproven_end;
 mod wire_format;

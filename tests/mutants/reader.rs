@@ -285,7 +285,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "a panic in a call ends its task",
-        file: "source/kinesis.rs",
+        file: "source/sdk_call.rs",
         right: "match contain(tokio::time::timeout(CALL_TIMEOUT, call)).await {",
         wrong: "match Ok::<_, crate::error::Panic>(tokio::time::timeout(CALL_TIMEOUT, call).await) {",
         breaks: &["FewErrors"],
