@@ -15,8 +15,9 @@
 //! yet. Each shard has its own reserve, so a shard with a waiting caller makes progress regardless
 //! of the memory that other shards hold.
 //!
-//! The reserve is for responses that are not delivered. What the caller keeps of a delivered response
-//! counts towards the budget, even beyond its size.
+//! A response that is not delivered counts with its buffer, its index and the tables of its aggregated
+//! records. Once all of its records are delivered, what the caller keeps of it counts with the buffer,
+//! and no longer takes the reserve. The tables and what is kept count even beyond the budget's size.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -92,13 +93,14 @@ pub(crate) struct Reservation {
     shared: usize,
 }
 
-/// The memory of a response, held by all of its parts.
+/// The memory of a response, held by all of its parts: its records, and its batches.
 #[derive(Debug, Clone)]
 pub(crate) struct HeldMemory(Arc<Mutex<Reservation>>);
 
 impl MemoryBudget {
-    /// Creates a budget of `bytes` bytes. A response counts with its length and the index of its
-    /// records, until the last of its records is dropped.
+    /// Creates a budget of `bytes` bytes. A response counts with its length until the last of its
+    /// records is dropped, and with the index of its records and the tables of its aggregated records
+    /// until all of them are delivered.
     ///
     /// With less free memory, a shard reads fewer records at a time. A budget of 0 bytes is refused
     /// by [`build`](crate::ConsumerBuilder::build).
@@ -238,6 +240,15 @@ impl Reservation {
         (Bytes::from_owner(CountedBuffer { buffer, _memory: memory.clone() }), memory)
     }
 
+    /// Takes `bytes` more, even if fewer are free.
+    fn overdraw(&mut self, bytes: usize) {
+        let Both { reserve, shared } = &*self.memory.0;
+        let reserved = reserve.take(bytes);
+        shared.pool.overdraw(bytes - reserved);
+        self.reserved += reserved;
+        self.shared += bytes - reserved;
+    }
+
     /// Takes the reserved bytes from the budget instead, even if too few are free there.
     fn free_reserve(&mut self) {
         let Both { reserve, shared } = &*self.memory.0;
@@ -266,12 +277,22 @@ impl Reservation {
 }
 
 impl HeldMemory {
-    /// Frees the reserve of the shard for its next response, once all records of this one are
-    /// delivered. The caller may keep some of them for any time.
-    pub(crate) fn free_reserve(self) {
+    /// Counts `bytes` that were allocated for records which are in memory already.
+    pub(super) fn count(&self, bytes: usize) {
+        if bytes > 0 {
+            self.0.lock().overdraw(bytes);
+        }
+    }
+
+    /// Releases `dropped` bytes, and frees the reserve of the shard for its next response, once all
+    /// records of this one are delivered. The caller may keep some of them for any time.
+    pub(super) fn end_delivery(self, dropped: usize) {
         // Otherwise nothing is kept, and the drop releases the memory.
         if Arc::strong_count(&self.0) > 1 {
-            self.0.lock().free_reserve();
+            let mut space = self.0.lock();
+            let left = space.taken().saturating_sub(dropped);
+            space.shrink(left);
+            space.free_reserve();
         }
     }
 }

@@ -52,7 +52,9 @@ fn kept_part_of_a_delivered_buffer_leaves_the_reserve_to_the_next_one() {
         let (buffer, memory) = space.hold(vec![7; KIBIBYTE]);
         let kept = is_kept.then(|| buffer.slice(10..20));
         drop(buffer);
-        memory.free_reserve();
+        memory.count(5 * KIBIBYTE);
+        assert_eq!(budget.taken(), 6 * KIBIBYTE);
+        memory.end_delivery(5 * KIBIBYTE);
         let taken = if is_kept { RESERVE + KIBIBYTE } else { 0 };
         assert_eq!(budget.taken(), taken, "the budget is exceeded");
         let free = if is_kept { RESERVE } else { RESERVE + 10 * KIBIBYTE };
@@ -60,6 +62,17 @@ fn kept_part_of_a_delivered_buffer_leaves_the_reserve_to_the_next_one() {
         drop(kept);
         assert_eq!((budget.taken(), shard.free()), (0, RESERVE + 10 * KIBIBYTE));
     }
+}
+
+#[test]
+fn memory_that_is_allocated_already_counts_beyond_the_budget() {
+    let budget = MemoryBudget::new(10 * KIBIBYTE);
+    let shard = budget.shard();
+    let (buffer, memory) = shard.empty().hold(vec![7; KIBIBYTE]);
+    memory.count(RESERVE + 15 * KIBIBYTE);
+    assert_eq!((budget.taken(), shard.free()), (15 * KIBIBYTE, 0));
+    drop((buffer, memory));
+    assert_eq!((budget.taken(), shard.free()), (0, RESERVE + 10 * KIBIBYTE));
 }
 
 #[test]
