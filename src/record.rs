@@ -14,8 +14,14 @@ pub use crate::error::ShardId;
 pub(crate) use byte_range::ByteRange;
 pub use sequence_number::SequenceNumber;
 
-/// The payloads up to this length, in bytes, that are copied out of their response.
+/// The payloads up to this length, in bytes, that are copied out of every response. A copy that is
+/// kept takes 0.1 µs per KiB, and thus less time than the record has taken so far.
 const COPIED_LENGTH: usize = 4096;
+
+/// The most bytes that a kept payload keeps in memory for each of its own. Payloads that would keep
+/// more are copied: all payloads of a response of 10 MiB take 1 ms. With a factor of 16, no payload is
+/// copied in a response of a few long records.
+const MOST_KEPT: usize = 16;
 
 /// One record of a stream.
 ///
@@ -27,8 +33,9 @@ const COPIED_LENGTH: usize = 4096;
 /// A record that is kept therefore keeps its whole response in memory: up to 10 MiB of payloads.
 /// The response counts towards [`max_buffered_bytes`](crate::ConsumerBuilder::max_buffered_bytes)
 /// until its last record is dropped. To keep a payload for long, keep the result of
-/// [`into_data`](Self::into_data), which copies a payload of up to 4 KiB, and drop the record. To
-/// keep only the right to acknowledge, use [`split`](Self::split).
+/// [`into_data`](Self::into_data) and drop the record: a payload of up to 4 KiB then keeps nothing
+/// else in memory, and a longer one at most 16 times its own length. To keep only the right to
+/// acknowledge, use [`split`](Self::split).
 ///
 /// With [`CheckpointOn::Ack`](crate::CheckpointOn::Ack), a record that is dropped without
 /// [`ack`](Self::ack) stops the checkpoint of its shard.
@@ -132,13 +139,15 @@ impl Record {
 
     /// Returns the payload, to be kept apart from the record.
     ///
-    /// A payload of up to 4 KiB is copied, so that it does not keep the whole response in memory. A
-    /// longer one is a part of the response, without a copy.
+    /// A payload of up to 4 KiB, or of less than 1/16 of its response, is copied, so that it keeps
+    /// nothing else in memory. A longer one is a part of the response, without a copy, and keeps the
+    /// response: at most 16 times its own length.
     pub fn bytes(&self) -> Bytes {
-        if self.data.len() <= COPIED_LENGTH {
+        let (length, response) = (self.data.len(), &self.context.buffer);
+        if length <= COPIED_LENGTH || length.saturating_mul(MOST_KEPT) < response.len() {
             return Bytes::copy_from_slice(self.data());
         }
-        self.context.buffer.slice(self.data.start()..self.data.end())
+        response.slice(self.data.start()..self.data.end())
     }
 
     /// Returns the payload, as [`bytes`](Self::bytes) does.

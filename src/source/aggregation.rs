@@ -7,9 +7,9 @@
 //!
 //! The parts are the user records. The message is checked once, on arrival. From then on, a cursor
 //! walks over it, and each part is a range of the buffer that holds the message. Only the ranges of
-//! the keys are kept, eight bytes each. A message with more entries than its length allows, three
-//! bytes each, is not accepted as an aggregated record: the ranges take at most three times its
-//! length.
+//! the keys are kept, eight bytes each, and a mark for each part if some are dropped. A message with
+//! more entries than its length allows, three bytes each, is not accepted as an aggregated record: the
+//! ranges take at most three times its length.
 //!
 //! A record that is not valid in every part is treated as a plain record, since it may be one.
 
@@ -116,6 +116,12 @@ impl Aggregate {
     /// Returns the number of parts that are kept.
     pub(super) fn len(&self) -> usize {
         self.kept
+    }
+
+    /// Returns the bytes that the tables occupy.
+    pub(super) fn memory(&self) -> usize {
+        let ranges = self.keys.capacity() + self.hash_keys.capacity();
+        ranges * size_of::<ByteRange>() + self.dropped.capacity()
     }
 
     /// Returns the position of the first part.

@@ -77,6 +77,7 @@ impl Batch {
         let user_records: usize = aggregates.iter().map(|packed| packed.aggregate.len()).sum();
         let left = records.len() - aggregates.len() + user_records;
         let contents = Contents { records, aggregates, context: Arc::new(context) };
+        memory.count(contents.tables());
         let next = Cursor { record: 0, aggregated: 0, part: contents.first_part(0), left };
         Self { contents: Arc::new(contents), next, memory }
     }
@@ -85,8 +86,8 @@ impl Batch {
     /// response, even if the caller keeps some of them.
     pub(crate) fn end(self) {
         let Self { contents, memory, .. } = self;
-        drop(contents);
-        memory.free_reserve();
+        let dropped = Arc::into_inner(contents).map_or(0, |contents| contents.memory());
+        memory.end_delivery(dropped);
     }
 
     /// Returns true if some of the records left are aggregated.
@@ -98,6 +99,7 @@ impl Batch {
     pub(super) fn retain(&mut self, range: &HashRange) -> usize {
         // No other batch has these contents before the first delivery.
         let Some(contents) = Arc::get_mut(&mut self.contents) else { return 0 };
+        let before = contents.tables();
         let buffer = &contents.context.buffer;
         let mut from = Some(self.next.part);
         let mut dropped = 0;
@@ -106,6 +108,7 @@ impl Batch {
             dropped += packed.aggregate.retain(range, from, buffer);
         }
         self.next.left -= dropped;
+        self.memory.count(contents.tables().saturating_sub(before));
         dropped
     }
 
@@ -181,6 +184,17 @@ impl Batch {
 }
 
 impl Contents {
+    /// Returns the bytes that the index and the tables occupy, without the buffer.
+    fn memory(&self) -> usize {
+        self.records.capacity() * size_of::<RecordRange>() + self.tables()
+    }
+
+    /// Returns the bytes that the tables of the aggregated records occupy.
+    fn tables(&self) -> usize {
+        let tables = self.aggregates.iter().map(|packed| packed.aggregate.memory()).sum::<usize>();
+        self.aggregates.capacity() * size_of::<Aggregated>() + tables
+    }
+
     /// Returns the next record, and moves the cursor past it.
     #[inline]
     fn step(&self, at: &mut Cursor) -> Option<Item<'_>> {

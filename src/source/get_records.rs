@@ -23,9 +23,9 @@ use aws_smithy_types::body::SdkBody;
 use tokio::time::Instant;
 
 use super::demand::Demand;
-use super::kinesis::{response, single_attempt};
 use super::memory_budget::Reservation;
 use super::response::{RecordRange, Response, children_of_sdk, records_of_sdk};
+use super::sdk_call::{response, single_attempt};
 use super::wire_format::{
     CborAnswer, Comparison, Reaction, RepeatCause, Repeated, ShardFailures, WireChoice,
 };

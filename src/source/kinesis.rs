@@ -1,17 +1,10 @@
 //! Makes the calls to Kinesis. No other module of the consumer sends requests through the SDK.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_kinesis::Client;
-use aws_sdk_kinesis::config::http::HttpResponse;
-use aws_sdk_kinesis::config::interceptors::BeforeDeserializationInterceptorContextRef;
-use aws_sdk_kinesis::config::retry::RetryConfig;
-use aws_sdk_kinesis::config::{
-    Builder, ConfigBag, Intercept, RuntimeComponents, StalledStreamProtectionConfig,
-};
-use aws_sdk_kinesis::error::{BoxError, ProvideErrorMetadata, SdkError};
+use aws_sdk_kinesis::config::StalledStreamProtectionConfig;
 use aws_sdk_kinesis::operation::list_shards::ListShardsOutput;
 use aws_sdk_kinesis::operation::register_stream_consumer::RegisterStreamConsumerError;
 use aws_sdk_kinesis::primitives::DateTime;
@@ -28,15 +21,12 @@ use super::hash_range::{HashRange, HashRanges};
 use super::listing::{Listing, Pages, restart_listing, start_mismatch, unusable_listing};
 use super::listing_cache::{LISTING_INTERVAL, ListingCache, ShardPresence};
 use super::retention_period::{Period, RetentionPeriod};
+use super::sdk_call::{ServerDate, response, single_attempt};
 use super::subscription::{MessageMeter, Subscription};
 use super::wire_format::{ShardFailures, WireChoice, WireFormat};
-use crate::error::{ClassifiedError, Error, ErrorKind, Result, RetryAction, contain, date_of};
-use crate::mutex::Mutex;
+use crate::error::{ClassifiedError, Error, ErrorKind, Result, RetryAction};
 use crate::pacing::Pace;
 use crate::record::{SequenceNumber, ShardId};
-
-/// The timeout of a call: ten times as long as a response of 10 MiB takes at 30 Mbit/s.
-const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The maximum skew of a working clock. AWS rejects requests that are signed by a clock that is
 /// further off:
@@ -382,58 +372,11 @@ enum Page {
     Next(String),
 }
 
-/// Returns settings without the SDK's retries. This crate limits the rate of the calls, and each
-/// attempt of the SDK would count as a call for the shard.
-pub(super) fn single_attempt() -> Builder {
-    Builder::new().retry_config(RetryConfig::disabled())
-}
-
-pub(super) async fn response<T, E>(
-    operation: &'static str,
-    call: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
-) -> Result<T, ClassifiedError>
-where
-    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
-{
-    match contain(tokio::time::timeout(CALL_TIMEOUT, call)).await {
-        Ok(Ok(result)) => result.map_err(|error| ClassifiedError::of(operation, error)),
-        Ok(Err(_elapsed)) => Err(ClassifiedError::timed_out(operation, CALL_TIMEOUT.as_secs())),
-        Err(panic) => Err(ClassifiedError::panicked(operation, panic)),
-    }
-}
-
 /// Returns a time by the server's clock that is not after the response: the second in its `Date`
 /// header, or [`MAX_CLOCK_SKEW`] before the local time `asked` of the call. Records that arrive
 /// from now on have no earlier time, even if a server keeps times in whole seconds.
 pub(super) fn server_time(date: Option<SystemTime>, asked: SystemTime) -> SystemTime {
     date.unwrap_or_else(|| asked.checked_sub(MAX_CLOCK_SKEW).unwrap_or(asked))
-}
-
-/// Captures the `Date` header of a response, which the SDK does not pass on.
-#[derive(Debug, Clone, Default)]
-struct ServerDate(Arc<Mutex<Option<SystemTime>>>);
-
-impl ServerDate {
-    fn read(&self) -> Option<SystemTime> {
-        *self.0.lock()
-    }
-}
-
-impl Intercept for ServerDate {
-    fn name(&self) -> &'static str {
-        "ServerDate"
-    }
-
-    fn read_before_deserialization(
-        &self,
-        context: &BeforeDeserializationInterceptorContextRef<'_>,
-        _components: &RuntimeComponents,
-        _config: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        let date = date_of(context.response());
-        *self.0.lock() = date;
-        Ok(())
-    }
 }
 
 #[cfg(test)]
@@ -444,7 +387,7 @@ mod tests {
 
     #[test]
     fn arn_yields_the_stream_name() {
-        let config = Builder::new()
+        let config = aws_sdk_kinesis::Config::builder()
             .behavior_version(aws_sdk_kinesis::config::BehaviorVersion::latest())
             .build();
         let client = Client::from_conf(config);

@@ -15,8 +15,9 @@
 //! yet. Each shard has its own reserve, so a shard with a waiting caller makes progress regardless
 //! of the memory that other shards hold.
 //!
-//! The reserve is for responses that are not delivered. What the caller keeps of a delivered response
-//! counts towards the budget, even beyond its size.
+//! A response that is not delivered counts with its buffer, its index and the tables of its aggregated
+//! records. Once all of its records are delivered, what the caller keeps of it counts with the buffer,
+//! and no longer takes the reserve. The tables and what is kept count even beyond the budget's size.
 //!
 //! Buffers of dropped responses are kept for the next ones in memory that is free, and dropped as
 //! soon as it is taken.
@@ -99,13 +100,14 @@ pub(crate) struct Reservation {
     shared: usize,
 }
 
-/// The memory of a response, held by all of its parts.
+/// The memory of a response, held by all of its parts: its records, and its batches.
 #[derive(Debug, Clone)]
 pub(crate) struct HeldMemory(Arc<Mutex<Reservation>>);
 
 impl MemoryBudget {
-    /// Creates a budget of `bytes` bytes. A response counts with its length and the index of its
-    /// records, until the last of its records is dropped.
+    /// Creates a budget of `bytes` bytes. A response counts with its length until the last of its
+    /// records is dropped, and with the index of its records and the tables of its aggregated records
+    /// until all of them are delivered.
     ///
     /// With less free memory, a shard reads fewer records at a time. Free memory may hold up to
     /// 16 MiB of buffers of earlier responses for the next ones, for at most 10 s. A budget of 0 bytes is refused
@@ -137,9 +139,22 @@ impl MemoryBudget {
     }
 }
 
+/// Taking memory drops the spare buffers that lie in it.
 impl BudgetState {
-    /// Drops the spare buffers whose memory was taken.
-    fn shrink_spare_buffers(&self) {
+    fn take(&self, bytes: usize) -> usize {
+        let taken = self.pool.take(bytes);
+        self.spare_buffers.shrink(self.pool.free());
+        taken
+    }
+
+    fn try_take(&self, bytes: usize) -> bool {
+        let is_taken = self.pool.try_take(bytes);
+        self.spare_buffers.shrink(self.pool.free());
+        is_taken
+    }
+
+    fn overdraw(&self, bytes: usize) {
+        self.pool.overdraw(bytes);
         self.spare_buffers.shrink(self.pool.free());
     }
 }
@@ -236,14 +251,13 @@ impl Reservation {
         let Both { reserve, shared } = &*self.memory.0;
         let missing = bytes.saturating_sub(self.taken());
         let reserved = reserve.take(missing);
-        if !shared.pool.try_take(missing - reserved) {
+        if !shared.try_take(missing - reserved) {
             // No notification: a waiting fetch would wake itself after each failed attempt.
             reserve.release(reserved);
             return false;
         }
         self.reserved += reserved;
         self.shared += missing - reserved;
-        shared.shrink_spare_buffers();
         self.shrink(bytes);
         true
     }
@@ -253,8 +267,7 @@ impl Reservation {
         self.shrink(bytes);
         let Both { reserve, shared } = &*self.memory.0;
         self.reserved += reserve.take(bytes - self.taken());
-        self.shared += shared.pool.take(bytes - self.taken());
-        shared.shrink_spare_buffers();
+        self.shared += shared.take(bytes - self.taken());
     }
 
     /// Returns an empty buffer of at least `length` bytes, and at most a quarter more. The caller
@@ -275,12 +288,20 @@ impl Reservation {
         (Bytes::from_owner(CountedBuffer { buffer, memory: memory.clone() }), memory)
     }
 
+    /// Takes `bytes` more, even if fewer are free.
+    fn overdraw(&mut self, bytes: usize) {
+        let Both { reserve, shared } = &*self.memory.0;
+        let reserved = reserve.take(bytes);
+        shared.overdraw(bytes - reserved);
+        self.reserved += reserved;
+        self.shared += bytes - reserved;
+    }
+
     /// Takes the reserved bytes from the budget instead, even if too few are free there.
     fn free_reserve(&mut self) {
         let Both { reserve, shared } = &*self.memory.0;
         let reserved = std::mem::take(&mut self.reserved);
-        shared.pool.overdraw(reserved);
-        shared.shrink_spare_buffers();
+        shared.overdraw(reserved);
         reserve.release(reserved);
         self.shared += reserved;
     }
@@ -304,12 +325,22 @@ impl Reservation {
 }
 
 impl HeldMemory {
-    /// Frees the reserve of the shard for its next response, once all records of this one are
-    /// delivered. The caller may keep some of them for any time.
-    pub(crate) fn free_reserve(self) {
+    /// Counts `bytes` that were allocated for records which are in memory already.
+    pub(super) fn count(&self, bytes: usize) {
+        if bytes > 0 {
+            self.0.lock().overdraw(bytes);
+        }
+    }
+
+    /// Releases `dropped` bytes, and frees the reserve of the shard for its next response, once all
+    /// records of this one are delivered. The caller may keep some of them for any time.
+    pub(super) fn end_delivery(self, dropped: usize) {
         // Otherwise nothing is kept, and the drop releases the memory.
         if Arc::strong_count(&self.0) > 1 {
-            self.0.lock().free_reserve();
+            let mut space = self.0.lock();
+            let left = space.taken().saturating_sub(dropped);
+            space.shrink(left);
+            space.free_reserve();
         }
     }
 }
@@ -340,115 +371,4 @@ impl AsRef<[u8]> for CountedBuffer {
 }
 
 #[cfg(test)]
-mod tests {
-    use futures::FutureExt;
-
-    use super::*;
-
-    const KIBIBYTE: usize = 1024;
-
-    fn demand(urgency: Urgency) -> Demand {
-        let demand = Demand::default();
-        match urgency {
-            Urgency::Held => demand.hold(),
-            Urgency::Ahead => demand.fetch_ahead(),
-            Urgency::Urgent => demand.urge(0),
-        }
-        demand
-    }
-
-    #[test]
-    fn dropped_reservation_releases_its_memory() {
-        let budget = MemoryBudget::new(10 * KIBIBYTE);
-        let memory = budget.shard();
-        let mut space = memory.empty();
-        assert!(space.resize(RESERVE + 8 * KIBIBYTE));
-        assert_eq!(budget.taken(), 8 * KIBIBYTE, "the reserve is taken first");
-        assert!(!memory.empty().resize(3 * KIBIBYTE));
-        space.shrink(space.taken() - 4 * KIBIBYTE);
-        assert_eq!(budget.taken(), 4 * KIBIBYTE, "shared memory is released first");
-        drop(space);
-        assert_eq!((budget.taken(), memory.free()), (0, RESERVE + 10 * KIBIBYTE));
-    }
-
-    #[test]
-    fn held_buffer_keeps_its_memory_until_the_last_part_is_dropped() {
-        let budget = MemoryBudget::new(10 * KIBIBYTE);
-        let mut space = budget.shard().empty();
-        assert!(space.resize(RESERVE + KIBIBYTE));
-        let (buffer, memory) = space.hold(vec![7; KIBIBYTE]);
-        drop(memory);
-        let part = buffer.slice(10..20);
-        drop(buffer);
-        assert_eq!((&part[..], budget.taken()), (&[7; 10][..], KIBIBYTE));
-        drop(part);
-        assert_eq!(budget.taken(), 0);
-    }
-
-    #[test]
-    fn kept_part_of_a_delivered_buffer_leaves_the_reserve_to_the_next_one() {
-        let budget = MemoryBudget::new(10 * KIBIBYTE);
-        let shard = budget.shard();
-        for is_kept in [false, true] {
-            let mut space = shard.empty();
-            assert!(space.resize(RESERVE + KIBIBYTE));
-            let (buffer, memory) = space.hold(vec![7; KIBIBYTE]);
-            let kept = is_kept.then(|| buffer.slice(10..20));
-            drop(buffer);
-            memory.free_reserve();
-            let taken = if is_kept { RESERVE + KIBIBYTE } else { 0 };
-            assert_eq!(budget.taken(), taken, "the budget is exceeded");
-            let free = if is_kept { RESERVE } else { RESERVE + 10 * KIBIBYTE };
-            assert_eq!(shard.free(), free);
-            drop(kept);
-            assert_eq!((budget.taken(), shard.free()), (0, RESERVE + 10 * KIBIBYTE));
-        }
-    }
-
-    #[test]
-    fn reservation_grows_only_into_free_memory() {
-        let budget = MemoryBudget::new(10 * KIBIBYTE);
-        let (mut space, mut other) = (budget.shard().empty(), budget.shard().empty());
-        assert!(space.resize(RESERVE + 4 * KIBIBYTE));
-        assert!(other.resize(RESERVE + 4 * KIBIBYTE));
-        assert!(!space.resize(RESERVE + 7 * KIBIBYTE));
-        assert_eq!(space.taken(), RESERVE + 4 * KIBIBYTE, "a failed resize changes nothing");
-        drop(other);
-        assert!(space.resize(RESERVE + 7 * KIBIBYTE));
-    }
-
-    #[tokio::test]
-    async fn urgent_fetch_begins_without_free_shared_memory() {
-        let budget = MemoryBudget::new(10 * KIBIBYTE);
-        let mut held = budget.shard().empty();
-        held.resize_up_to(usize::MAX);
-        let space = budget.shard().grant(&demand(Urgency::Urgent), 1 << 20).now_or_never();
-        assert_eq!(space.expect("an urgent fetch does not wait").taken(), RESERVE);
-    }
-
-    #[tokio::test]
-    async fn fetch_ahead_waits_for_memory_or_urgency() {
-        let budget = MemoryBudget::new(10 * KIBIBYTE);
-        let (memory, demand) = (budget.shard(), demand(Urgency::Ahead));
-        let mut held = budget.shard().empty();
-        held.resize_up_to(RESERVE + 10 * KIBIBYTE);
-        let bytes = RESERVE + 5 * KIBIBYTE;
-        let mut first = pin!(memory.grant(&demand, bytes));
-        assert!(first.as_mut().now_or_never().is_none());
-        held.shrink(held.taken() - 4 * KIBIBYTE);
-        assert!(first.as_mut().now_or_never().is_none(), "too few bytes are free");
-        held.shrink(held.taken() - KIBIBYTE);
-        let space = first.as_mut().now_or_never().expect("enough bytes are free");
-        drop(space);
-        held.resize_up_to(RESERVE + 10 * KIBIBYTE);
-        let mut second = pin!(memory.grant(&demand, bytes));
-        assert!(second.as_mut().now_or_never().is_none());
-        demand.hold();
-        assert!(second.as_mut().now_or_never().is_none());
-        demand.urge(0);
-        assert_eq!(
-            second.as_mut().now_or_never().expect("an urgent fetch does not wait").taken(),
-            RESERVE
-        );
-    }
-}
+mod tests;

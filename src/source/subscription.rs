@@ -5,9 +5,7 @@
 //! subscriptions share an HTTP/2 connection, and an unread one would block the others.
 
 use std::collections::VecDeque;
-use std::pin::Pin;
 use std::sync::{Arc, MutexGuard};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use aws_sdk_kinesis::config::interceptors::BeforeDeserializationInterceptorContextMut;
@@ -16,15 +14,13 @@ use aws_sdk_kinesis::error::BoxError;
 use aws_sdk_kinesis::primitives::event_stream::EventReceiver;
 use aws_sdk_kinesis::types::error::SubscribeToShardEventStreamError;
 use aws_sdk_kinesis::types::{SubscribeToShardEvent, SubscribeToShardEventStream};
-use aws_smithy_types::body::SdkBody;
-use bytes::Bytes;
-use http_body::{Body, Frame};
 use tokio::time::{Instant, timeout_at};
 
 use super::connections::ConnectionSlot;
 use super::demand::Demand;
 use super::field_scanner::{MessageFieldScanner, NamedFields};
 use super::memory_budget::{Reservation, while_parsed};
+use super::metered_body::{BodyMeter, meter_body};
 use crate::error::{ClassifiedError, contain};
 use crate::mutex::Mutex;
 
@@ -179,9 +175,9 @@ impl MessageMeter {
     }
 }
 
-impl MeterState {
-    /// Scans received bytes. Returns the number of bytes that fit into memory: all of them, or
-    /// those before the first message that does not fit.
+impl BodyMeter for MeterState {
+    /// Scans received bytes. Passes all of them on, or those before the first message that does not
+    /// fit into memory.
     fn read(&mut self, data: &[u8]) -> usize {
         let mut read = 0;
         while read < data.len() {
@@ -211,6 +207,12 @@ impl MeterState {
         read
     }
 
+    fn error(&mut self, _is_read: bool) -> Option<BoxError> {
+        (self.short > 0).then(|| "too little free memory for the message".into())
+    }
+}
+
+impl MeterState {
     /// Takes the memory of a message. Returns false if too little is free. One event always fits
     /// while the caller waits for it.
     fn admit(&mut self, length: usize) -> bool {
@@ -248,7 +250,7 @@ impl MeterState {
 
 impl Intercept for MessageMeter {
     fn name(&self) -> &'static str {
-        "Gauge"
+        "MessageMeter"
     }
 
     fn modify_before_deserialization(
@@ -260,49 +262,9 @@ impl Intercept for MessageMeter {
         let response = context.response_mut();
         // An error response is short and is not a stream of messages.
         if response.status().is_success() {
-            let body = std::mem::replace(response.body_mut(), SdkBody::taken());
-            let measured =
-                MeasuredBody { body: Mutex::new(body), meter: self.clone(), is_over: false };
-            *response.body_mut() = SdkBody::from_body_1_x(measured);
+            meter_body(response.body_mut(), &self.0);
         }
         Ok(())
-    }
-}
-
-/// The body of a response, measured as it is read.
-struct MeasuredBody {
-    /// Never locked. The mutex only makes the type `Sync`.
-    body: Mutex<SdkBody>,
-    meter: MessageMeter,
-    /// A message has begun that does not fit into free memory.
-    is_over: bool,
-}
-
-impl Body for MeasuredBody {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        // The bytes before the message that does not fit have already been passed on.
-        if self.is_over {
-            return Poll::Ready(Some(Err("too little free memory for the message".into())));
-        }
-        let body = self.body.get_mut();
-        let frame = std::task::ready!(Pin::new(body).poll_frame(context));
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            let read = self.meter.lock().read(data);
-            if read < data.len() {
-                let before = data.slice(..read);
-                self.is_over = true;
-                return Poll::Ready(Some(Ok(Frame::data(before))));
-            }
-        }
-        Poll::Ready(frame)
     }
 }
 

@@ -82,7 +82,7 @@ pub enum Outcome {
     Delayed(Duration),
     /// The call is carried out. Then the connection is lost.
     Lost,
-    /// The call is carried out. Half of the response arrives.
+    /// The call is carried out. The connection is lost after half of the response.
     Cut,
     /// The call is carried out. The response, or each event of a subscription, lacks these fields.
     Without(Vec<String>),

@@ -2,7 +2,7 @@
 //!
 //! A response is in flight until it is read, as with a socket.
 
-use std::convert::Infallible;
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -156,9 +156,9 @@ impl InFlightCall {
                 return Err(ConnectorError::io("connection reset".into()));
             }
             Outcome::Cut => {
-                let mut answer = self.serve(false, |answer| answer);
-                answer.body.truncate(answer.body.len() / 2);
-                answer
+                let answer = self.serve(false, |answer| answer);
+                let half = answer.body.len() / 2;
+                return Ok(self.answer_part(answer, half));
             }
             Outcome::Mislisted(wrong) => {
                 let now = self.kinesis.lock().now();
@@ -225,10 +225,17 @@ impl InFlightCall {
     }
 
     fn answer(self, answer: EncodedAnswer) -> HttpResponse {
-        let EncodedAnswer { status, body, content_type } = answer;
+        let length = answer.body.len();
+        self.answer_part(answer, length)
+    }
+
+    /// Sends this many bytes of a response. If it has more, the connection is lost after them.
+    fn answer_part(self, answer: EncodedAnswer, length: usize) -> HttpResponse {
+        let EncodedAnswer { status, body: mut text, content_type } = answer;
+        let lost = text.split_off(length).len();
         let kinesis = self.kinesis.clone();
         let is_chunked = kinesis.lock().is_chunked;
-        let unread = ResponseBody { call: Some(self), status, text: body, is_chunked };
+        let unread = ResponseBody { call: Some(self), status, text, lost, is_chunked };
         response(&kinesis, status, SdkBody::from_body_1_x(unread), content_type)
     }
 }
@@ -255,24 +262,31 @@ struct ResponseBody {
     call: Option<InFlightCall>,
     status: u16,
     text: Bytes,
+    /// The number of bytes that are lost with the connection.
+    lost: usize,
     /// True if the response has no `Content-Length`.
     is_chunked: bool,
 }
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = io::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         _context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         if self.call.is_none() {
             return Poll::Ready(None);
+        }
+        if self.text.is_empty() && self.lost > 0 {
+            self.call = None;
+            return Poll::Ready(Some(Err(io::ErrorKind::ConnectionReset.into())));
         }
         let length = if self.is_chunked { CHUNK.min(self.text.len()) } else { self.text.len() };
         let data = self.text.split_to(length);
         if self.text.is_empty()
+            && self.lost == 0
             && let Some(call) = self.call.take()
         {
             call.kinesis.lock().calls[call.index].status = Some(self.status);
@@ -285,7 +299,7 @@ impl Body for ResponseBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        let length = self.text.len() as u64;
+        let length = (self.text.len() + self.lost) as u64;
         if self.is_chunked { SizeHint::default() } else { SizeHint::with_exact(length) }
     }
 }

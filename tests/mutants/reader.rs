@@ -102,6 +102,20 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["InFlight"],
     },
     Mistake {
+        what: "times in CBOR are taken as seconds",
+        file: "source/response/assembly.rs",
+        right: "{ time * 1000 } else { time }",
+        wrong: "{ time * 1000 } else { time.wrapping_mul(1000) }",
+        breaks: &["FallbacksAreTrue", "NothingIsAltered"],
+    },
+    Mistake {
+        what: "times in CBOR are cut off to the second",
+        file: "source/response/assembly.rs",
+        right: "{ time * 1000 } else { time }",
+        wrong: "{ time * 1000 } else { time - time % 1000 }",
+        breaks: &["FallbacksAreTrue", "NothingIsAltered"],
+    },
+    Mistake {
         what: "the memory budget is ignored",
         file: "source/memory_budget.rs",
         right: ".filter(|taken| *taken <= self.size)",
@@ -285,7 +299,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "a panic in a call ends its task",
-        file: "source/kinesis.rs",
+        file: "source/sdk_call.rs",
         right: "match contain(tokio::time::timeout(CALL_TIMEOUT, call)).await {",
         wrong: "match Ok::<_, crate::error::Panic>(tokio::time::timeout(CALL_TIMEOUT, call).await) {",
         breaks: &["FewErrors"],

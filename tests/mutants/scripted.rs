@@ -28,6 +28,13 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         ],
     },
     Mistake {
+        what: "contradictions between the formats never settle on JSON",
+        file: "source/wire_format.rs",
+        right: "(true, _) => CONTRADICTIONS,",
+        wrong: "(true, _) => u32::MAX,",
+        breaks: &["fetching::wire_format_changes::server_that_stops_to_speak_cbor_is_read_by_json"],
+    },
+    Mistake {
         what: "a batch moves forward by the length of a run instead of its delivered records",
         file: "shard/delivery.rs",
         right: "        let (batch, guard) = (self.batch.clone(), Arc::clone(lease_handle.guard()));\n",

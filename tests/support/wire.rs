@@ -3,7 +3,7 @@
 //!
 //! A separate generator draws both, so that the rest of a scenario is the same. In odd seeds, the
 //! client demands JSON: rare scenarios of earlier seeds stay as they were. In a half of the others,
-//! the client demands JSON, or the server never speaks CBOR.
+//! the client demands JSON, or the server never serves a call in CBOR.
 //!
 //! # Altered values
 //!
@@ -11,8 +11,8 @@
 //! to the same call, and relies on CBOR from then on: it cannot notice a server that begins to alter
 //! values later. So a server begins only while no running consumer can have passed that check:
 //! - at the beginning, or after the last consumer has ended and before the next one starts;
-//! - if, since the oldest running consumer started, the server has either altered values or not
-//!   spoken CBOR.
+//! - if, since the oldest running consumer started, the server has either altered values or served
+//!   no call in CBOR.
 //!
 //! It may end at any time. A check during the change compares an altered response, or a correct
 //! one.
@@ -38,8 +38,8 @@ const LENGTHS: [usize; 6] = [10, 100, 200, 300, 1000, 16 << 10];
 #[derive(Debug, Clone, Copy)]
 enum Changes {
     Random(u8),
-    /// The server speaks CBOR, and is replaced once by one that does not. A consumer that relies on
-    /// CBOR cannot distinguish its answers from an outage of the front end.
+    /// The server speaks CBOR, and is replaced once by one that does not, or that fails each call
+    /// in CBOR. A consumer that relies on CBOR cannot distinguish its answers from an outage.
     Stops(u8),
 }
 
@@ -64,7 +64,8 @@ impl Wire {
             _ if seed % 2 == 1 => (WireFormat::Json, any(&mut rng), NEVER),
             0 | 1 => (WireFormat::Json, any(&mut rng), NEVER),
             2 | 3 => {
-                let support = pick(&mut rng, &[CborSupport::None, CborSupport::Rejected]);
+                let without = [CborSupport::None, CborSupport::Rejected, CborSupport::Failing];
+                let support = pick(&mut rng, &without);
                 (WireFormat::Auto, support, NEVER)
             }
             4 => {
@@ -88,7 +89,7 @@ impl Wire {
             Changes::Random(most) if chance < most => any(&mut self.rng),
             Changes::Stops(most) if chance < most => {
                 self.changes = NEVER;
-                CborSupport::None
+                pick(&mut self.rng, &[CborSupport::None, CborSupport::Failing])
             }
             _ => return None,
         };
@@ -114,7 +115,8 @@ impl Wire {
 
 fn any(rng: &mut Rng) -> CborSupport {
     match rng.u8(..9) {
-        0..=2 => CborSupport::Amazon,
+        0 | 1 => CborSupport::Amazon,
+        2 => CborSupport::Failing,
         3 => CborSupport::Seconds,
         4 => CborSupport::Text,
         5 => CborSupport::Altered,
@@ -127,7 +129,8 @@ fn any(rng: &mut Rng) -> CborSupport {
 /// Returns true if a consumer may rely on CBOR after a check. A response of less than the length of
 /// [`CborSupport::CutShort`] is correct.
 fn passes_check(support: CborSupport) -> bool {
-    !matches!(support, CborSupport::None | CborSupport::Rejected | CborSupport::Altered)
+    use CborSupport::{Amazon, CutShort, Seconds, Text};
+    matches!(support, Amazon | Seconds | Text | CutShort(_))
 }
 
 /// Returns the support for a scenario in which the check may not cover an altered record.

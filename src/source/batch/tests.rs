@@ -5,7 +5,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::checkpoint::{Checkpoint, InFlightConfig, Watermark};
 use crate::record::{AckSink, EncryptionType, RecordPosition};
-use crate::source::memory_budget::MemoryBudget;
+use crate::source::memory_budget::{MemoryBudget, RESERVE};
+use crate::testing::aggregate;
 
 /// A record of a response: plain, or aggregated with this many user records.
 type Packed = Option<usize>;
@@ -29,10 +30,10 @@ fn payload(record: usize, part: usize) -> Vec<u8> {
 
 /// Returns a batch with one record for each entry, and what it must deliver.
 fn batch(packed: &[Packed]) -> (Batch, Vec<Expected>) {
-    let (mut buffer, mut records, mut expected) = (Vec::new(), Vec::new(), Vec::new());
-    for (index, parts) in packed.iter().enumerate() {
+    let mut expected = Vec::new();
+    let data = packed.iter().enumerate().map(|(index, parts)| {
         let number = 1000 + index as u64;
-        let data = match parts {
+        match parts {
             None => {
                 expected.push((number, 0, payload(index, 0), false));
                 payload(index, 0)
@@ -42,31 +43,42 @@ fn batch(packed: &[Packed]) -> (Batch, Vec<Expected>) {
                 for (part, data) in payloads.iter().enumerate() {
                     expected.push((number, part as u64, data.clone(), part + 1 < *parts));
                 }
-                crate::testing::aggregate(payloads.iter().map(|data| ("key", data.clone())))
+                aggregate(payloads.iter().map(|data| ("key", data.clone())))
             }
-        };
+        }
+    });
+    let data: Vec<Vec<u8>> = data.collect();
+    (batch_of(&MemoryBudget::new(1), &data), expected)
+}
+
+/// Returns a batch with a record for each payload, in the memory of a new shard.
+fn batch_of(budget: &MemoryBudget, data: &[Vec<u8>]) -> Batch {
+    let (mut buffer, mut records) = (Vec::new(), Vec::with_capacity(data.len()));
+    for (data, number) in data.iter().zip(1000_u64..) {
         let mut place = |bytes: &[u8]| {
             buffer.extend_from_slice(bytes);
             ByteRange::new(buffer.len() - bytes.len(), buffer.len()).unwrap()
         };
         records.push(RecordRange {
-            data: place(&data),
+            data: place(data),
             partition_key: place(b"key"),
             sequence_number: place(number.to_string().as_bytes()),
             arrival_millis: Some(0),
             encryption_type: EncryptionType::None,
         });
     }
+    let mut space = budget.shard().empty();
+    space.resize_up_to(buffer.len() + size_of_val(&records[..]));
+    let (buffer, memory) = space.hold(buffer);
     let context = ResponseContext {
         stream: "orders".into(),
         shard_id: "shardId-000000000000".parse().unwrap(),
         millis_behind_latest: 0,
         epoch: 1,
         ack_sink: Arc::new(NoAcks),
-        buffer: buffer.into(),
+        buffer,
     };
-    let (_, memory) = MemoryBudget::new(1).shard().empty().hold(Vec::new());
-    (Batch::new(records, true, context, memory), expected)
+    Batch::new(records, true, context, memory)
 }
 
 fn delivered(record: &Record) -> Expected {
@@ -124,6 +136,30 @@ proptest! {
             prop_assert_eq!(rest, expected);
         }
     }
+}
+
+#[test]
+fn tables_of_aggregated_records_count_until_all_records_are_delivered() {
+    const KEYS: usize = 3000;
+    let budget = MemoryBudget::new(1 << 20);
+    let data = aggregate((0..KEYS).map(|key| (key.to_string(), "payload")));
+    let mut batch = batch_of(&budget, &vec![data; 4]);
+    let buffer = batch.context().buffer.len();
+    let index = 4 * size_of::<RecordRange>();
+    let counted = RESERVE + budget.taken() - buffer - index;
+    let ranges = 4 * KEYS * size_of::<ByteRange>();
+    assert!((ranges..ranges + 1000).contains(&counted), "{counted} bytes, expected {ranges}");
+
+    let before = budget.taken();
+    assert!(batch.retain(&HashRange { first: 0, last: u128::MAX / 2 }) > KEYS);
+    let marks = budget.taken() - before;
+    assert!((2 * KEYS..8 * KEYS).contains(&marks), "{marks} bytes for a mark per user record");
+
+    let kept = batch.next(0);
+    batch.end();
+    assert_eq!(budget.taken(), buffer, "only the buffer is kept");
+    drop(kept);
+    assert_eq!(budget.taken(), 0);
 }
 
 #[test]

@@ -14,15 +14,15 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::{Arc, MutexGuard};
-use std::task::{Context, Poll, ready};
 
 use aws_sdk_kinesis::error::BoxError;
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
-use http_body::{Body, Frame};
+use http_body::Body;
 
 use super::super::demand::Demand;
 use super::super::memory_budget::{Reservation, while_parsed};
+use super::super::metered_body::{BodyMeter, meter_body};
 use crate::mutex::Mutex;
 
 /// The most bytes of records that one response holds:
@@ -118,7 +118,7 @@ impl ResponseMemory {
         if let Some(length) = known_length(body) {
             return self.lock().fit(length, while_parsed(length));
         }
-        self.count(body);
+        meter_body(body, &self.0);
         Ok(())
     }
 
@@ -130,7 +130,7 @@ impl ResponseMemory {
     pub(super) async fn read(&self, mut body: SdkBody) -> Result<Vec<u8>, BoxError> {
         let Some(length) = known_length(&body) else {
             self.lock().length = 0;
-            self.count(&mut body);
+            meter_body(&mut body, &self.0);
             let mut buffer = Vec::new();
             while let Some(data) = next_data(&mut body).await? {
                 buffer.extend_from_slice(&data);
@@ -156,11 +156,6 @@ impl ResponseMemory {
             return Err("the response is shorter than its Content-Length".into());
         }
         Ok(buffer)
-    }
-
-    fn count(&self, body: &mut SdkBody) {
-        let inner = Mutex::new(std::mem::replace(body, SdkBody::taken()));
-        *body = SdkBody::from_body_1_x(CountedBody { inner, memory: self.clone() });
     }
 
     fn lock(&self) -> MutexGuard<'_, ResponseSize> {
@@ -190,17 +185,26 @@ impl ResponseSize {
         self.was_rejected = self.least.is_none();
         TOO_LONG.into()
     }
+}
 
-    /// Counts the next bytes of a response of unknown length. Returns true if they fit into memory.
-    fn grow(&mut self, bytes: usize) -> bool {
-        let length = self.length.saturating_add(bytes);
-        // A buffer that grows takes up to twice the bytes that it holds.
+/// Counts a response of unknown length. Its buffer grows, and takes up to twice the bytes that it
+/// holds, so such a response takes twice its length while it is read.
+impl BodyMeter for ResponseSize {
+    fn read(&mut self, data: &[u8]) -> usize {
+        let length = self.length.saturating_add(data.len());
         let needed = while_parsed(length);
         if self.was_rejected {
             (self.length, self.needed) = (length, needed);
-            return false;
+            return 0;
         }
-        self.fit(length, needed).is_ok()
+        if self.fit(length, needed).is_ok() { data.len() } else { 0 }
+    }
+
+    fn error(&mut self, is_read: bool) -> Option<BoxError> {
+        if self.length > MAX_READ_BYTES {
+            return Some(self.refuse(self.length));
+        }
+        (is_read && self.was_rejected).then(|| TOO_LITTLE_MEMORY.into())
     }
 }
 
@@ -216,46 +220,6 @@ async fn next_data(body: &mut SdkBody) -> Result<Option<Bytes>, BoxError> {
         }
     }
     Ok(None)
-}
-
-/// The body of a response of unknown length, counted as it is read.
-struct CountedBody {
-    /// Never locked. The mutex only makes the type `Sync`.
-    inner: Mutex<SdkBody>,
-    memory: ResponseMemory,
-}
-
-impl Body for CountedBody {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let Self { inner, memory } = self.get_mut();
-        let inner = inner.get_mut();
-        loop {
-            let frame = ready!(Pin::new(&mut *inner).poll_frame(context));
-            let mut response = memory.lock();
-            match &frame {
-                Some(Ok(data)) => {
-                    let fits = response.grow(data.data_ref().map_or(0, Bytes::len));
-                    if response.length > MAX_READ_BYTES {
-                        let length = response.length;
-                        return Poll::Ready(Some(Err(response.refuse(length))));
-                    }
-                    if fits {
-                        return Poll::Ready(frame);
-                    }
-                }
-                None if response.was_rejected => {
-                    return Poll::Ready(Some(Err(TOO_LITTLE_MEMORY.into())));
-                }
-                _ => return Poll::Ready(frame),
-            }
-        }
-    }
 }
 
 #[cfg(test)]

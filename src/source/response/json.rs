@@ -13,7 +13,7 @@ use serde_json::error::Category;
 
 use super::{NamedChild, RecordRange, Response, Unreadable, assembly};
 use crate::record::{ByteRange, EncryptionType};
-use value::{Context, Element, Millis, Payload, Text, Value};
+use value::{Base64Text, Context, Element, Millis, Text, Value};
 
 /// Decodes the body of a successful `GetRecords` call.
 pub(super) fn decode(body: Vec<u8>) -> Result<Response, Unreadable> {
@@ -171,7 +171,7 @@ impl<'a> Visitor<'a> for RecordMembers<'_, 'a> {
         while let Some(member) = map.next_key()? {
             match member {
                 Member::Data => {
-                    let data: Option<Payload> = context.member(&mut map)?;
+                    let data: Option<Base64Text> = context.member(&mut map)?;
                     record.data = data.map_or(ByteRange::EMPTY, |data| data.0);
                 }
                 Member::PartitionKey => {

@@ -47,6 +47,15 @@ enum Kept {
     Payload(Bytes),
 }
 
+/// The length and the number of the records of a response, and whether their payloads are copied.
+const RESPONSES: [(usize, u8, bool); 4] = [
+    (COPIED, 50, true),
+    (COPIED + 1, 8, false),
+    // A sixteenth of the response, and more.
+    (COPIED + 1, 20, true),
+    (5 * COPIED, 10, false),
+];
+
 /// The ways to keep a part of a record, and whether a part of a longer or a copied payload keeps
 /// the response.
 type Keep = (fn(Record) -> Kept, [bool; 2]);
@@ -68,38 +77,40 @@ async fn response_counts_until_its_last_part_is_dropped() {
     let _recording = metrics::set_default_local_recorder(&recorder);
     for format in FORMATS {
         for (way, keeps) in WAYS {
-            for (length, keeps) in [COPIED + 1, COPIED].into_iter().zip(keeps) {
+            for (length, count, is_copied) in RESPONSES {
+                let keeps = keeps[usize::from(is_copied)];
                 let (kinesis, orders) = orders(1);
                 let consumer = consumer(&kinesis).wire_format(format).build().unwrap();
                 let mut records = consumer.records();
                 // The format is settled before the response that is kept.
                 orders.shard(0).put("0");
                 next(&mut records).await;
-                for number in 0..50 {
+                for number in 0..count {
                     orders.shard(0).put(vec![number; length]);
                 }
                 let mut kept = Kept::Nothing;
-                for number in 0..50 {
+                for number in 0..count {
                     let record = next(&mut records).await;
                     assert_eq!(record.data(), vec![number; length]);
-                    if number == 20 {
+                    if number == 5 {
                         kept = way(record);
                     }
                 }
                 assert!(timeout(SECOND, records.next()).await.is_err());
                 let buffered = buffered_bytes(&snapshotter).await;
                 if keeps {
-                    // The payloads, their base64 text and the index, beyond the reserve.
-                    let bytes = 50 * length - RESERVE..2 * 50 * length - RESERVE;
+                    // The payloads, or their base64 text.
+                    let bytes = usize::from(count) * length;
+                    let bytes = bytes..bytes + bytes / 2;
                     assert!(bytes.contains(&buffered), "{buffered} bytes, expected {bytes:?}");
                 } else {
                     assert_eq!(buffered, 0);
                 }
                 match &kept {
                     Kept::Record(record) | Kept::Both((record, _)) => {
-                        assert_eq!(record.data(), vec![20; length]);
+                        assert_eq!(record.data(), vec![5; length]);
                     }
-                    Kept::Payload(payload) => assert!(payload.iter().all(|byte| *byte == 20)),
+                    Kept::Payload(payload) => assert!(payload.iter().all(|byte| *byte == 5)),
                     Kept::Acker(acker) => acker.ack(),
                     Kept::Nothing => {}
                 }

@@ -1,3 +1,7 @@
+use std::task::{Context, Poll};
+
+use http_body::Frame;
+
 use super::super::super::memory_budget::{MemoryBudget, RESERVE};
 use super::*;
 

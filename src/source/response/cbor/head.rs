@@ -19,13 +19,13 @@ pub(super) const END: u8 = 0xff;
 
 /// The head of a value.
 #[derive(Clone, Copy)]
-pub(super) struct Head {
+pub(super) struct ValueHead {
     pub(super) first: u8,
     /// The number, the length or the bits of a float. Not used if the value has no length.
     pub(super) argument: u64,
 }
 
-impl Head {
+impl ValueHead {
     #[inline]
     pub(super) fn major(self) -> u8 {
         self.first >> 5

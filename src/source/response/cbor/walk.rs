@@ -4,7 +4,7 @@
 //! tags. The walk is written for the form that Kinesis uses, a few instructions per value. All other
 //! forms leave that path early.
 
-use super::head::{ARRAY, BYTES, END, Head, MAP, NEGATIVE, TAG, TEXT, UNSIGNED};
+use super::head::{ARRAY, BYTES, END, MAP, NEGATIVE, TAG, TEXT, UNSIGNED, ValueHead};
 use crate::record::ByteRange;
 use crate::source::response::{Unreadable, assembly};
 
@@ -210,7 +210,7 @@ impl<'a> Walk<'a> {
     }
 
     #[inline]
-    fn integer_of(&mut self, head: Head) -> Read<i64> {
+    fn integer_of(&mut self, head: ValueHead) -> Read<i64> {
         match i64::try_from(head.argument) {
             Ok(number) if head.major() == UNSIGNED => Ok(number),
             Ok(number) => Ok(-1 - number),
@@ -219,7 +219,7 @@ impl<'a> Walk<'a> {
     }
 
     #[cold]
-    fn other_time(&mut self, head: Head) -> Read<Option<i64>> {
+    fn other_time(&mut self, head: ValueHead) -> Read<Option<i64>> {
         match head.float().map(assembly::millis_of_float) {
             Some(Some(millis)) => Ok(Some(millis)),
             Some(None) => self.refuse(OUT_OF_RANGE),
@@ -322,7 +322,7 @@ impl<'a> Walk<'a> {
 
     /// Returns the number of elements of a list, or of members of a map.
     #[inline]
-    fn count(&mut self, head: Head) -> Read<u64> {
+    fn count(&mut self, head: ValueHead) -> Read<u64> {
         if !head.has_length() {
             return Ok(UNTIL_END);
         }
@@ -362,7 +362,7 @@ impl<'a> Walk<'a> {
 
     /// Reads the head of a value after its tags.
     #[inline]
-    fn value(&mut self) -> Read<Head> {
+    fn value(&mut self) -> Read<ValueHead> {
         let mut head = self.head()?;
         while head.major() == TAG {
             head = self.head()?;
@@ -372,12 +372,12 @@ impl<'a> Walk<'a> {
 
     #[allow(clippy::inline_always, reason = "measured: a call costs more than the whole head")]
     #[inline(always)]
-    fn head(&mut self) -> Read<Head> {
+    fn head(&mut self) -> Read<ValueHead> {
         let Some((&first, rest)) = self.rest.split_first() else { return self.refuse(CUT_SHORT) };
         self.rest = rest;
         let info = first & 31;
         let argument = if info < 24 { u64::from(info) } else { self.long_argument(first)? };
-        Ok(Head { first, argument })
+        Ok(ValueHead { first, argument })
     }
 
     #[inline(never)]

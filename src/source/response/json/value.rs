@@ -35,7 +35,7 @@ pub(super) trait Element<'a>: Value<'a> {
 pub(super) struct Text(pub(super) ByteRange);
 
 /// The text of a payload: base64 if it is valid, which is not checked yet.
-pub(super) struct Payload(pub(super) ByteRange);
+pub(super) struct Base64Text(pub(super) ByteRange);
 
 /// A time in milliseconds.
 pub(super) struct Millis(pub(super) i64);
@@ -183,7 +183,7 @@ impl<'a> Value<'a> for Text {
     }
 }
 
-impl<'a> Value<'a> for Payload {
+impl<'a> Value<'a> for Base64Text {
     #[inline]
     fn read<D: Deserializer<'a>>(context: &mut Context<'a>, from: D) -> Result<Self, D::Error> {
         from.deserialize_bytes(Range(context)).map(Self)
