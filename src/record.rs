@@ -18,9 +18,9 @@ pub use sequence_number::SequenceNumber;
 /// kept takes 0.1 µs per KiB, and thus less time than the record has taken so far.
 const COPIED_LENGTH: usize = 4096;
 
-/// The most bytes that a kept payload keeps in memory for each of its own. Payloads that would keep
-/// more are copied: all payloads of a response of 10 MiB take 1 ms. With a factor of 16, no payload is
-/// copied in a response of a few long records.
+/// The most bytes of its response that a payload keeps in memory for each of its own. Payloads that
+/// would keep more are copied: all payloads of a response of 10 MiB take 1 ms. With a factor of 16,
+/// no payload is copied in a response of a few long records.
 const MOST_KEPT: usize = 16;
 
 /// One record of a stream.
@@ -34,7 +34,7 @@ const MOST_KEPT: usize = 16;
 /// The response counts towards [`max_buffered_bytes`](crate::ConsumerBuilder::max_buffered_bytes)
 /// until its last record is dropped. To keep a payload for long, keep the result of
 /// [`into_data`](Self::into_data) and drop the record: a payload of up to 4 KiB then keeps nothing
-/// else in memory, and a longer one at most 16 times its own length. To keep only the right to
+/// else in memory, and a longer one at most 20 times its own length. To keep only the right to
 /// acknowledge, use [`split`](Self::split).
 ///
 /// With [`CheckpointOn::Ack`](crate::CheckpointOn::Ack), a record that is dropped without
@@ -141,7 +141,7 @@ impl Record {
     ///
     /// A payload of up to 4 KiB, or of less than 1/16 of its response, is copied, so that it keeps
     /// nothing else in memory. A longer one is a part of the response, without a copy, and keeps the
-    /// response: at most 16 times its own length.
+    /// response: at most 20 times its own length, with a buffer that may be a quarter longer.
     pub fn bytes(&self) -> Bytes {
         let (length, response) = (self.data.len(), &self.context.buffer);
         if length <= COPIED_LENGTH || length.saturating_mul(MOST_KEPT) < response.len() {

@@ -131,10 +131,13 @@ pub(crate) enum Fetched {
 trait ShardFetcher: Send + 'static {
     fn fetch_state(&mut self) -> &mut FetchState;
 
-    /// Waits until the caller permits the next item.
+    /// Waits until the caller permits the next item. Enhanced fan-out drops a subscription that it
+    /// keeps for long.
+    ///
+    /// Cancel safe: a permit that was not taken remains available.
     fn permit(&mut self) -> impl Future<Output = ()> + Send;
 
-    /// Waits until a call is allowed and permitted, and makes one. Returns `None` if it has brought
+    /// Waits until a call is both allowed and permitted, and makes one. Returns `None` if it has brought
     /// nothing.
     fn fetch_once(
         &mut self,

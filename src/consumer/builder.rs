@@ -230,9 +230,10 @@ impl ConsumerBuilder {
     /// [`fan_out`](Self::fan_out): one event). A shard therefore makes progress when its caller
     /// waits for a record, regardless of the memory that other shards hold. A response counts with
     /// its whole length until the last record of it is dropped, and while it is read with a quarter
-    /// more. A response whose length the server does not state counts twice while it is read, and so
-    /// does an event of enhanced fan-out. A response that exceeds the free memory is not read. If the
-    /// caller waits, the shard retries with fewer records; a prefetch waits until memory is free.
+    /// more. The tables of its aggregated records count as well, even beyond the limit. A response
+    /// whose length the server does not state counts twice while it is read, and so does an event of
+    /// enhanced fan-out. A response that exceeds the free memory is not read. If the caller waits,
+    /// the shard retries with fewer records; a prefetch waits until memory is free.
     ///
     /// Default: 64 MiB. At least 1 byte.
     pub fn max_buffered_bytes(mut self, bytes: usize) -> Self {

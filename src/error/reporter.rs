@@ -1,3 +1,5 @@
+//! The queue through which tasks without a stream of their own report errors.
+
 use tokio::sync::mpsc;
 
 use super::{Error, Result, contain_call};

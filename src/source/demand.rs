@@ -5,8 +5,10 @@
 //!           forget_permits ◄──┘                 (kept if a fetch brings nothing)
 //! ```
 //!
-//! A source takes a permit at the last moment, when the turn of its call has come: a caller that
-//! is fast enough then never wakes the task of the source.
+//! A polled shard takes a permit at the last moment, when the turn of its call has come: a caller
+//! that is fast enough then never wakes its task. With enhanced fan-out, a shard takes it before it
+//! waits for an event or subscribes. A permit that is taken stays with the source: only the demand
+//! prevents its call.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,7 +19,7 @@ use tokio::sync::{Notify, Semaphore};
 /// The permission for the next fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Urgency {
-    /// No fetch starts: the shard is at its in-flight limit, or the caller took the first record of
+    /// No call is made: the shard is at its in-flight limit, or the caller took the first record of
     /// a batch and has not polled for the second one yet.
     Held,
     /// The caller still has buffered records to take: a fetch may use memory that is free now.

@@ -129,6 +129,11 @@ impl RecordsCaller<'_> {
         pace.repeat(bytes).await;
         let Attempt { result, .. } = self.attempt(iterator, limit, &memory, false).await;
         let repeated = match (&result, cause, earlier) {
+            (Err(failure), ..)
+                if memory.was_rejected() || failure.error.kind() == ErrorKind::Throttled =>
+            {
+                Repeated::Hindered
+            }
             (Err(_), ..) => Repeated::Failed,
             (Ok(later), RepeatCause::Check, Some(earlier)) => {
                 Repeated::Succeeded(earlier.compare(later))

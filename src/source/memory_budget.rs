@@ -25,10 +25,10 @@
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::demand::{Demand, Urgency};
 use super::spare_buffers::SpareBuffers;
@@ -71,7 +71,7 @@ struct BudgetState {
     pool: Pool,
     /// Notifies waiting fetches of released memory.
     released: Notify,
-    /// Together with the bytes taken from the pool, they take no more than its size.
+    /// Lie in memory that is not taken from the pool.
     spare_buffers: SpareBuffers,
 }
 
@@ -110,8 +110,8 @@ impl MemoryBudget {
     /// until all of them are delivered.
     ///
     /// With less free memory, a shard reads fewer records at a time. Free memory may hold up to
-    /// 16 MiB of buffers of earlier responses for the next ones, for at most 10 s. A budget of 0 bytes is refused
-    /// by [`build`](crate::ConsumerBuilder::build).
+    /// 16 MiB of buffers of earlier responses for the next ones, until a shard ends or makes a call
+    /// 10 s later. A budget of 0 bytes is refused by [`build`](crate::ConsumerBuilder::build).
     pub fn new(bytes: usize) -> Self {
         let (pool, released) = (Pool::new(bytes), Notify::new());
         Self(Arc::new(BudgetState { pool, released, spare_buffers: SpareBuffers::default() }))
@@ -270,16 +270,23 @@ impl Reservation {
         self.shared += shared.take(bytes - self.taken());
     }
 
-    /// Returns an empty buffer of at least `length` bytes, and at most a quarter more. The caller
-    /// has reserved the memory.
-    pub(super) fn buffer(&self, length: usize) -> Vec<u8> {
-        self.memory.0.shared.spare_buffers.take(length)
+    /// Returns an empty buffer for a response of `length` bytes, whose memory is reserved. Reserves
+    /// what the buffer is longer.
+    pub(super) fn buffer(&mut self, length: usize) -> Vec<u8> {
+        let buffer = self.memory.0.shared.spare_buffers.take(length);
+        let surplus = buffer.capacity() - length;
+        if surplus == 0 || self.resize(self.taken() + surplus) {
+            return buffer;
+        }
+        Vec::with_capacity(length)
     }
 
     /// Keeps a buffer for another response, as far as memory is free.
     fn give(&self, buffer: Vec<u8>) {
-        let shared = &self.memory.0.shared;
-        shared.spare_buffers.give(buffer, shared.pool.free(), Instant::now());
+        let BudgetState { pool, spare_buffers, .. } = &*self.memory.0.shared;
+        spare_buffers.give(buffer, pool.free(), Instant::now());
+        // Another response may have taken the memory meanwhile.
+        spare_buffers.shrink(pool.free());
     }
 
     /// Returns the buffer as bytes that keep the reservation until the last of them is dropped.
@@ -342,6 +349,13 @@ impl HeldMemory {
             space.shrink(left);
             space.free_reserve();
         }
+    }
+}
+
+impl Drop for Both {
+    fn drop(&mut self) {
+        // Other shards soon have spare buffers again.
+        self.shared.spare_buffers.shrink(0);
     }
 }
 

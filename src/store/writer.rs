@@ -35,6 +35,9 @@
 //!   and a crash would then deliver records of the parent again.
 //! - The message is a hint: the save changes the version of the table, so the next renewal shows
 //!   the end even if the message is lost.
+//! - If saves fail while the worker still renews its leases, the lease may move to another worker
+//!   before the end is saved. The save is then refused, and the new owner reads the shard from its
+//!   last stored checkpoint.
 //! - If the store loses the end after it has confirmed it, nothing is left to save. The worker
 //!   finds its lease unfinished in the table and restores it with a [`Change::Restore`], like
 //!   everything else that a store has lost.

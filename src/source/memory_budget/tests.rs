@@ -133,11 +133,11 @@ fn buffer_of_a_dropped_response_is_used_again_until_its_memory_is_taken() {
         let buffer = space.buffer(LENGTH);
         space.hold(buffer)
     };
-    let (spare, other) = (&budget.0.spare_buffers, budget.shard());
+    let (kept, other) = (&budget.0.spare_buffers, budget.shard());
     drop(response());
-    assert_eq!((budget.taken(), spare.bytes()), (0, LENGTH));
+    assert_eq!((budget.taken(), kept.bytes()), (0, LENGTH));
     let held = response();
-    assert_eq!((budget.taken(), spare.bytes()), (LENGTH, 0), "the same buffer");
+    assert_eq!((budget.taken(), kept.bytes()), (LENGTH, 0), "the same buffer");
     drop(held);
     let takes: [fn(&mut Reservation, usize); 3] = [
         |space, bytes| assert!(space.resize(bytes)),
@@ -148,10 +148,10 @@ fn buffer_of_a_dropped_response_is_used_again_until_its_memory_is_taken() {
         drop(response());
         let mut space = other.empty();
         take(&mut space, RESERVE + 2 * LENGTH);
-        assert_eq!((budget.taken(), spare.bytes()), (2 * LENGTH, LENGTH));
+        assert_eq!((budget.taken(), kept.bytes()), (2 * LENGTH, LENGTH));
         drop(space);
         let mut space = other.empty();
         take(&mut space, RESERVE + 2 * LENGTH + 1);
-        assert_eq!((budget.taken(), spare.bytes()), (2 * LENGTH + 1, 0));
+        assert_eq!((budget.taken(), kept.bytes()), (2 * LENGTH + 1, 0));
     }
 }

@@ -37,11 +37,14 @@
 //! If JSON succeeds where CBOR has failed, that is a contradiction. `Json` is settled after three
 //! contradictions in a row over all shards. Before the first CBOR answer, one is enough, or two if
 //! the foreign answers are 5xx. A contradiction counts only if its CBOR call began after the last
-//! counted one: many shards that recover from an outage at once count once. A CBOR answer other than
-//! 5xx restarts all counts of its shard and that of the contradictions, and a failure by JSON
-//! restarts the contradictions: in an outage that ends, or that affects a part of the calls, CBOR is
-//! kept. A shard whose CBOR calls alone fail is read by JSON: the n-th contradiction in a row of one
-//! shard is followed by 2^(n-1) - 1 calls by JSON.
+//! counted one: many shards that recover from an outage at once count once. A complete CBOR answer
+//! other than 5xx restarts the contradictions and, unless it asks for fewer calls, the failures of
+//! its shard. A failure by JSON restarts the contradictions, unless it was throttled or did not fit
+//! into memory: in an outage that ends, or that affects a part of the calls, CBOR is kept.
+//!
+//! A shard whose CBOR calls alone fail is read by JSON: the n-th contradiction in a row of one shard
+//! is followed by 2^(n-1) - 1 calls by JSON, at most 2^10 - 1. If no other shard calls meanwhile,
+//! three of them settle on `Json` for all.
 //!
 //! Until CBOR is checked, one call at a time tries it. The trial belongs to a guard: if the call is
 //! dropped, it is returned. The n-th failed trial in a row is followed by 2^(n-1) - 1 calls by JSON,
@@ -166,6 +169,8 @@ pub(in super::super) enum RepeatCause {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) enum Repeated {
     Failed,
+    /// The call was throttled, or its response did not fit into free memory.
+    Hindered,
     Succeeded(Comparison),
 }
 
@@ -221,10 +226,14 @@ impl Choice {
             Refused, Rejected, Throttled, Unreadable,
         };
         match answer {
-            Records | Empty | Throttled | Failed { is_server_error: false } => {
+            Records | Empty | Failed { is_server_error: false } => {
                 self.has_answered = true;
                 self.contradictions = 0;
                 *shard = ShardFailures::default();
+            }
+            Throttled => {
+                self.has_answered = true;
+                self.contradictions = 0;
             }
             Failed { is_server_error: true } | Broken | Refused | Unreadable => {
                 self.has_answered = true;
@@ -288,6 +297,9 @@ impl Choice {
             }
             (RepeatCause::Foreign | RepeatCause::Outage, Repeated::Failed) => {
                 (self.contradictions, shard.contradictions) = (0, 0);
+                self.fail_trial(is_trial);
+            }
+            (RepeatCause::Foreign | RepeatCause::Outage, Repeated::Hindered) => {
                 self.fail_trial(is_trial);
             }
         }

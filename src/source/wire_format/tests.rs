@@ -233,7 +233,7 @@ fn foreign_answer_other_than_5xx_after_cbor_settles_if_json_succeeds_three_times
 fn outage_keeps_cbor() {
     for suspect in SUSPECTS {
         let mut reader = checked();
-        for end in [CborAnswer::Empty, CborAnswer::Records, FAILED, CborAnswer::Throttled] {
+        for end in [CborAnswer::Empty, CborAnswer::Records, FAILED] {
             for _ in 0..3 {
                 assert_eq!(call(&mut reader, suspect, ANSWERED), used());
             }
@@ -271,6 +271,27 @@ fn server_whose_cbor_ends_is_read_by_json() {
         assert_eq!(next_cbor_call(&mut reader, suspects.next().unwrap(), ANSWERED), last);
         assert!(begin(&reader.wire).is_none());
     }
+}
+
+#[test]
+fn throttled_call_restarts_no_count_of_its_shard() {
+    let mut other = checked();
+    let mut reader = Reader { wire: other.wire.clone(), ..Reader::default() };
+    for _ in 0..3 {
+        assert_eq!(call(&mut reader, OUTAGE, ANSWERED), used());
+        assert_eq!(call(&mut reader, CborAnswer::Throttled, ANSWERED), used());
+    }
+    for repeats in 0..3 {
+        call(&mut other, CborAnswer::Records, ANSWERED);
+        let outcome = call(&mut reader, OUTAGE, Repeated::Hindered);
+        assert_eq!(outcome, repeated(RepeatCause::Outage, None));
+        let outcome = call(&mut reader, OUTAGE, ANSWERED);
+        assert_eq!(outcome, repeated(RepeatCause::Outage, None));
+        for _ in 0..(1 << repeats) - 1 {
+            assert_eq!(call(&mut reader, OUTAGE, ANSWERED), by_json());
+        }
+    }
+    assert_eq!(phase(&reader.wire), Phase::Checked);
 }
 
 #[test]
@@ -425,6 +446,7 @@ fn step() -> impl Strategy<Value = Step> {
     ];
     let outcomes = vec![
         Repeated::Failed,
+        Repeated::Hindered,
         ANSWERED,
         Repeated::Succeeded(Comparison::Equal),
         Repeated::Succeeded(Comparison::Different),

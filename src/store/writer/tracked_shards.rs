@@ -1,7 +1,7 @@
 //! The tracked shards, and the positions that have changed.
 //!
-//! A save visits the shards that have changed and up to [`SHARDS_PER_SWEEP`] others, regardless of the number
-//! of shards.
+//! A save visits the shards that have changed and up to [`SHARDS_PER_SWEEP`] others, regardless of
+//! the number of shards.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;

@@ -16,16 +16,16 @@ use crate::record::{AckSink, RecordPosition};
 pub(crate) struct TrackedWatermark {
     watermark: Arc<Watermark>,
     writer: Arc<WriterShared>,
-    place: ShardEpoch,
+    shard_epoch: ShardEpoch,
 }
 
 impl TrackedWatermark {
     pub(super) fn new(
         watermark: Arc<Watermark>,
         writer: Arc<WriterShared>,
-        place: ShardEpoch,
+        shard_epoch: ShardEpoch,
     ) -> Self {
-        Self { watermark, writer, place }
+        Self { watermark, writer, shard_epoch }
     }
 
     pub(crate) fn watermark(&self) -> &Arc<Watermark> {
@@ -58,7 +58,7 @@ impl TrackedWatermark {
             }
             Some(Advance::Position { .. }) | None => {}
             Some(Advance::End) => {
-                self.writer.lock().watched.note_changed(&self.place);
+                self.writer.lock().watched.note_changed(&self.shard_epoch);
                 self.writer.urgent.notify_one();
             }
         }
@@ -67,7 +67,7 @@ impl TrackedWatermark {
     fn advanced(&self, is_first: bool, saves_each: bool) {
         let mut state = self.writer.lock();
         if is_first {
-            state.watched.note_changed(&self.place);
+            state.watched.note_changed(&self.shard_epoch);
         }
         if saves_each {
             state.advanced += 1;
