@@ -45,7 +45,7 @@ pub(super) struct SpareBuffers {
 struct Lists {
     /// Buffers that no response uses, the newest last.
     spares: Vec<Spare>,
-    /// The number of buffers taken and not given back. Those of broken responses never are.
+    /// The number of buffers taken and not returned. Those of broken responses never are.
     lent: usize,
 }
 

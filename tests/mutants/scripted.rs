@@ -7,7 +7,7 @@ use super::{Mistake, ONE, WOVEN, all};
 pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "records of the trial of CBOR are delivered without a comparison",
-        file: "source/wire_format.rs",
+        file: "source/wire_format/choice.rs",
         right: "Records if is_trial => return Reaction::Repeat(RepeatCause::Check),",
         wrong: "Records if is_trial => self.phase = Phase::Checked,",
         breaks: &[
@@ -17,8 +17,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "a foreign 503 settles on JSON",
-        file: "source/wire_format.rs",
-        right: "            Foreign { .. } => return self.suspect_outage(is_trial),\n",
+        file: "source/wire_format/choice.rs",
+        right: "            Foreign { .. } => return self.suspect_outage(is_trial, shard),\n",
         wrong: "            Foreign { .. } => {\n\
                 self.has_answered = false;\n\
                 return Reaction::Repeat(RepeatCause::Foreign);\n\
@@ -29,10 +29,26 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "contradictions between the formats never settle on JSON",
-        file: "source/wire_format.rs",
+        file: "source/wire_format/choice.rs",
         right: "(true, _) => CONTRADICTIONS,",
         wrong: "(true, _) => u32::MAX,",
         breaks: &["fetching::wire_format_changes::server_that_stops_to_speak_cbor_is_read_by_json"],
+    },
+    Mistake {
+        what: "the failures of a shard in CBOR are never repeated by JSON",
+        file: "source/wire_format/choice.rs",
+        right: "if shard.outages > TOLERATED {",
+        wrong: "if shard.outages == u32::MAX {",
+        breaks: &[
+            "fetching::wire_format_changes::shard_whose_calls_in_cbor_alone_fail_is_read_by_json",
+        ],
+    },
+    Mistake {
+        what: "a polled shard is fetched without a permit",
+        file: "source/polling.rs",
+        right: "        self.permit().await;\n",
+        wrong: "",
+        breaks: &["fetching::pacing::prefetch_starts_with_the_second_record_of_a_batch"],
     },
     Mistake {
         what: "a batch moves forward by the length of a run instead of its delivered records",
