@@ -165,7 +165,8 @@ impl Worker {
         }
         let is_cleared = table.cleared > self.table.cleared;
         let first_poll = if is_forgotten { self.table.first_poll } else { 0 };
-        let Reconciliation { changes, opened, leaving, lost } = self.owned.reconcile(&table);
+        let Reconciliation { changes, opened, leaving, finished, lost } =
+            self.owned.reconcile(&table);
         self.report_shown_losses(&table);
         self.report_resharding(&table);
         self.report_unreadable(&table);
@@ -177,6 +178,9 @@ impl Worker {
             self.pending.extend(self.deps.discovery.first_poll_change(first_poll));
         }
         self.full_table_read_at = Some(Instant::now());
+        for shard_id in finished {
+            self.deps.telemetry.emit(Event::ShardFinished { shard_id });
+        }
         for (shard_id, epoch) in lost {
             self.deps.telemetry.emit(Event::LeaseLost { shard_id, epoch });
         }

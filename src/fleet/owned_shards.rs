@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::checkpoint::Watermark;
+use crate::checkpoint::{Checkpoint, Watermark};
 use crate::record::ShardId;
 use crate::shard::{LeaseHandle, PollMonitor};
 use crate::store::lease::{Change, Lease, LeaseTable};
@@ -125,6 +125,8 @@ pub(super) struct Reconciliation {
     pub(super) opened: Vec<(ShardId, Lease)>,
     /// Shards to hand off.
     pub(super) leaving: Vec<ShardId>,
+    /// Shards whose end was stored by another worker or process, in the epoch of this worker.
+    pub(super) finished: Vec<ShardId>,
     /// Shards that the worker has lost, with the epochs of their leases.
     pub(super) lost: Vec<(ShardId, u64)>,
 }
@@ -213,6 +215,15 @@ impl OwnedShards {
                     return false;
                 }
                 Some(stored) if stored.epoch == epoch && stored.is_finished() => {
+                    let is_complete = holding.watermark.position() == Some(Checkpoint::ShardEnd);
+                    // The writer reports the outcome of its own save, which may still be a refusal:
+                    // the answer to a first attempt may be lost.
+                    if is_complete && !holding.is_end_saved {
+                        return true;
+                    }
+                    if !is_complete {
+                        settled.finished.push(shard.clone());
+                    }
                     holding.stop();
                     return false;
                 }

@@ -286,6 +286,13 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["OneReader", "FewRepeats"],
     },
     Mistake {
+        what: "a shard that another worker has finished is dropped without an event",
+        file: "fleet/owned_shards.rs",
+        right: "settled.finished.push(shard.clone());",
+        wrong: "",
+        breaks: &["EventsAreTrue"],
+    },
+    Mistake {
         what: "a worker may take over leases after an interruption between two checks",
         file: "fleet/reachability.rs",
         right: "!calls.succeeded_within(limit) || interruption >= limit {",

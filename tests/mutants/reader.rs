@@ -332,7 +332,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         file: "wakers/caller.rs",
         right: "let is_known = self",
         wrong: "if !waker.data().is_null() {\n return waker.clone();\n }\n let is_known = self",
-        breaks: &["PanicsAreContained", "Progress"],
+        breaks: &["PanicsAreContained", "FewErrors", "Progress"],
     },
     Mistake {
         what: "a response without a next position ends a listed shard",
