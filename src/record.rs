@@ -18,9 +18,9 @@ pub use sequence_number::SequenceNumber;
 /// kept takes 0.1 µs per KiB, and thus less time than the record has taken so far.
 const COPIED_LENGTH: usize = 4096;
 
-/// The most bytes of its response that a payload keeps in memory for each of its own. Payloads that
-/// would keep more are copied: all payloads of a response of 10 MiB take 1 ms. With a factor of 16,
-/// no payload is copied in a response of a few long records.
+/// A payload is copied out of a response that is more than this many times as long. To copy all
+/// payloads of a response of 10 MiB takes 1 ms. With a factor of 16, no payload is copied in a
+/// response of a few long records.
 const MOST_KEPT: usize = 16;
 
 /// One record of a stream.

@@ -107,9 +107,9 @@ impl SourceConfig {
         };
         match self.fan_out {
             Some(registered_consumer) => {
-                FanOutFetcher::new(progress, registered_consumer, memory).into_source()
+                Source::new(FanOutFetcher::new(progress, registered_consumer, memory))
             }
-            None => PollingFetcher::new(progress, limit, memory).into_source(),
+            None => Source::new(PollingFetcher::new(progress, limit, memory)),
         }
     }
 }
@@ -131,14 +131,18 @@ pub(crate) enum Fetched {
 trait ShardFetcher: Send + 'static {
     fn fetch_state(&mut self) -> &mut FetchState;
 
+    fn demand(&self) -> &Demand;
+
     /// Waits until the caller permits the next item. Enhanced fan-out drops a subscription that it
     /// keeps for long.
     ///
     /// Cancel safe: a permit that was not taken remains available.
-    fn permit(&mut self) -> impl Future<Output = ()> + Send;
+    fn permit(&mut self) -> impl Future<Output = ()> + Send {
+        self.demand().permit()
+    }
 
-    /// Waits until a call is both allowed and permitted, and makes one. Returns `None` if it has brought
-    /// nothing.
+    /// Waits until a call is both allowed and permitted, and makes one. Returns `None` if it has
+    /// brought nothing.
     fn fetch_once(
         &mut self,
     ) -> impl Future<Output = Result<Option<FetchedResponse>, Interrupt>> + Send;
@@ -211,6 +215,12 @@ pub(crate) struct Source {
 }
 
 impl Source {
+    /// Creates a source. It makes no call until it is polled.
+    fn new(fetcher: impl ShardFetcher) -> Self {
+        let demand = fetcher.demand().clone();
+        Self { batches: batches(fetcher), demand }
+    }
+
     pub(crate) async fn next(&mut self) -> Option<Result<Fetched>> {
         self.batches.next().await
     }

@@ -152,8 +152,8 @@ pub(crate) fn measure(task: &Task) -> Cost {
             task.runtime().block_on(measure_bare(task, &stream, are_spread))
         }
         Reader::Records { is_json, is_ack, .. } => {
-            // A task, as the loops of the bare reader: the main future of a runtime with several
-            // threads runs on a thread of its own, which each response would wake.
+            // A task, as the loops of the bare reader: the main future does not run on the threads of
+            // the runtime's tasks, so that each response would wake another thread.
             let reader = measure_records(task.clone(), stream, is_json, is_ack);
             task.runtime().block_on(async { tokio::spawn(reader).await.unwrap() })
         }

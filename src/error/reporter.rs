@@ -1,4 +1,4 @@
-//! The queue through which tasks without a stream of their own report errors.
+//! The queue of the errors that background tasks report to the caller.
 
 use tokio::sync::mpsc;
 

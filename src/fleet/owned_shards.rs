@@ -125,7 +125,7 @@ pub(super) struct Reconciliation {
     pub(super) opened: Vec<(ShardId, Lease)>,
     /// Shards to hand off.
     pub(super) leaving: Vec<ShardId>,
-    /// Shards whose end was stored by another worker or process, in the epoch of this worker.
+    /// Shards that another worker or process has finished, in the epoch of this worker.
     pub(super) finished: Vec<ShardId>,
     /// Shards that the worker has lost, with the epochs of their leases.
     pub(super) lost: Vec<(ShardId, u64)>,
@@ -216,8 +216,8 @@ impl OwnedShards {
                 }
                 Some(stored) if stored.epoch == epoch && stored.is_finished() => {
                     let is_complete = holding.watermark.position() == Some(Checkpoint::ShardEnd);
-                    // The writer reports the outcome of its own save, which may still be a refusal:
-                    // the answer to a first attempt may be lost.
+                    // The writer reports the outcome of its save. It may still be a refusal, if the
+                    // answer to a first attempt was lost.
                     if is_complete && !holding.is_end_saved {
                         return true;
                     }

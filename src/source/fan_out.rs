@@ -20,6 +20,7 @@ use std::time::{Duration, SystemTime};
 use aws_sdk_kinesis::types::SubscribeToShardEvent;
 use tokio::time::{Instant, timeout};
 
+use super::ShardFetcher;
 use super::demand::Demand;
 use super::fetch_state::{
     FetchState, FetchedResponse, Interrupt, MeasuredRecords, Unpacked, children,
@@ -32,7 +33,6 @@ use super::subscription::{
     EventMessage, MAX_SUBSCRIPTION_AGE, MessageMeter, Subscription, SubscriptionMessage,
 };
 use super::unproven_end::{INVALID_NUMBER, OpenEnd};
-use super::{ShardFetcher, Source, batches};
 use crate::error::{ClassifiedError, ErrorKind, RetryAction};
 use crate::record::{KnownShard, SequenceNumber};
 use crate::telemetry::log_line;
@@ -94,24 +94,17 @@ impl FanOutFetcher {
         registered_consumer: Arc<RegisteredConsumer>,
         memory: ShardBudget,
     ) -> Self {
-        let demand = Demand::default();
         Self {
             fetch_state,
             registered_consumer,
             memory,
-            demand,
+            demand: Demand::default(),
             subscription: None,
             expected: 0,
             placed: true,
             placed_at: Instant::now(),
             patience: CHECKED_FOR,
         }
-    }
-
-    /// Creates the source. It makes no call until it is polled.
-    pub(super) fn into_source(self) -> Source {
-        let demand = self.demand.clone();
-        Source { batches: batches(self), demand }
     }
 
     /// Subscribes again. If that fails, returns `None`, and the old subscription continues for
@@ -313,6 +306,10 @@ impl FanOutFetcher {
 impl ShardFetcher for FanOutFetcher {
     fn fetch_state(&mut self) -> &mut FetchState {
         &mut self.fetch_state
+    }
+
+    fn demand(&self) -> &Demand {
+        &self.demand
     }
 
     async fn permit(&mut self) {

@@ -270,8 +270,8 @@ impl Reservation {
         self.shared += shared.take(bytes - self.taken());
     }
 
-    /// Returns an empty buffer for a response of `length` bytes, whose memory is reserved. Reserves
-    /// what the buffer is longer.
+    /// Returns an empty buffer for a response of `length` bytes. The reservation covers that
+    /// length, and grows if the buffer is longer.
     pub(super) fn buffer(&mut self, length: usize) -> Vec<u8> {
         let buffer = self.memory.0.shared.spare_buffers.take(length);
         let surplus = buffer.capacity() - length;
@@ -285,7 +285,7 @@ impl Reservation {
     fn give(&self, buffer: Vec<u8>) {
         let BudgetState { pool, spare_buffers, .. } = &*self.memory.0.shared;
         spare_buffers.give(buffer, pool.free(), Instant::now());
-        // Another response may have taken the memory meanwhile.
+        // Another response may have taken memory since it was counted.
         spare_buffers.shrink(pool.free());
     }
 

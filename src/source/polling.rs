@@ -29,7 +29,7 @@ use super::response::{FirstRecord, Response};
 use super::retention::Beginning;
 use super::unproven_end::{INVALID_NUMBER, OpenEnd};
 use super::wire_format::ShardFailures;
-use super::{Position, ShardFetcher, Source, batches};
+use super::{Position, ShardFetcher};
 use crate::error::{ClassifiedError, ErrorKind, RetryAction};
 use crate::telemetry::{Event, log_line};
 
@@ -77,12 +77,6 @@ impl PollingFetcher {
             is_near_horizon: false,
             replaced_at: None,
         }
-    }
-
-    /// Returns the source. It makes no call until it is polled.
-    pub(super) fn into_source(self) -> Source {
-        let demand = self.demand.clone();
-        Source { batches: batches(self), demand }
     }
 
     /// Returns the record limit of the next call. If the option is 1 and the iterator is placed at
@@ -221,8 +215,8 @@ impl ShardFetcher for PollingFetcher {
         &mut self.fetch_state
     }
 
-    async fn permit(&mut self) {
-        self.demand.permit().await;
+    fn demand(&self) -> &Demand {
+        &self.demand
     }
 
     async fn fetch_once(&mut self) -> Result<Option<FetchedResponse>, Interrupt> {

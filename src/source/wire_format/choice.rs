@@ -43,8 +43,8 @@
 //! into memory: in an outage that ends, or that affects a part of the calls, CBOR is kept.
 //!
 //! A shard whose CBOR calls alone fail is read by JSON: the n-th contradiction in a row of one shard
-//! is followed by 2^(n-1) - 1 calls by JSON, at most 2^10 - 1. If no other shard calls meanwhile,
-//! three of them settle on `Json` for all.
+//! is followed by 2^(n-1) - 1 calls by JSON, at most 2^10 - 1. Three of them settle on `Json` for
+//! all shards if no other shard calls between them.
 //!
 //! Until CBOR is checked, one call at a time tries it. The trial belongs to a guard: if the call is
 //! dropped, it is returned. The n-th failed trial in a row is followed by 2^(n-1) - 1 calls by JSON,
@@ -226,14 +226,12 @@ impl Choice {
             Refused, Rejected, Throttled, Unreadable,
         };
         match answer {
-            Records | Empty | Failed { is_server_error: false } => {
+            Records | Empty | Throttled | Failed { is_server_error: false } => {
                 self.has_answered = true;
                 self.contradictions = 0;
-                *shard = ShardFailures::default();
-            }
-            Throttled => {
-                self.has_answered = true;
-                self.contradictions = 0;
+                if answer != Throttled {
+                    *shard = ShardFailures::default();
+                }
             }
             Failed { is_server_error: true } | Broken | Refused | Unreadable => {
                 self.has_answered = true;
@@ -286,7 +284,7 @@ impl Choice {
                     self.phase = Phase::Checked;
                 }
             }
-            (RepeatCause::Check, _) => self.fail_trial(is_trial),
+            (RepeatCause::Check, _) | (_, Repeated::Hindered) => self.fail_trial(is_trial),
             (RepeatCause::Foreign | RepeatCause::Outage, Repeated::Succeeded(_)) => {
                 shard.contradictions = shard.contradictions.saturating_add(1);
                 shard.wait = calls_by_json(shard.contradictions);
@@ -297,9 +295,6 @@ impl Choice {
             }
             (RepeatCause::Foreign | RepeatCause::Outage, Repeated::Failed) => {
                 (self.contradictions, shard.contradictions) = (0, 0);
-                self.fail_trial(is_trial);
-            }
-            (RepeatCause::Foreign | RepeatCause::Outage, Repeated::Hindered) => {
                 self.fail_trial(is_trial);
             }
         }
