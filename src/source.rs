@@ -141,6 +141,14 @@ trait ShardFetcher: Send + 'static {
         self.demand().permit()
     }
 
+    /// Drops the user records of `batch` that belong to another shard.
+    fn retain_own(
+        &mut self,
+        batch: &mut Batch,
+    ) -> impl Future<Output = Result<(), Interrupt>> + Send {
+        self.fetch_state().retain_own(batch)
+    }
+
     /// Waits until a call is both allowed and permitted, and makes one. Returns `None` if it has
     /// brought nothing.
     fn fetch_once(
@@ -171,7 +179,7 @@ fn batches(mut source: impl ShardFetcher) -> BoxStream<'static, Result<Fetched>>
                 yield Err(error);
                 source.permit().await;
             }
-            while let Err(interrupt) = source.fetch_state().retain_own(&mut batch).await {
+            while let Err(interrupt) = source.retain_own(&mut batch).await {
                 let (item, is_over) = interrupt.into_item();
                 if matches!(item, Ok(Fetched::End(_))) && batch.len() > 0 {
                     // The shard is gone, and nothing else tells which of its records are its own.

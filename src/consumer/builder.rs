@@ -138,7 +138,8 @@ impl ConsumerBuilder {
     /// affected.
     ///
     /// With [`WireFormat::Auto`], one fetch of at most ten records is repeated in the other format
-    /// and compared, once per consumer. Both count towards the limits of the shard.
+    /// and compared, once per consumer, or up to three times while all of the records arrived at a
+    /// whole second. Both fetches count towards the limits of the shard.
     ///
     /// With either format, the crate reads the bodies of the responses itself: an interceptor of the
     /// client sees the output of `GetRecords` without its records.

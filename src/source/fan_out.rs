@@ -10,10 +10,12 @@
 //! ```
 //!
 //! Each event names the position at which the next subscription must begin, so subscriptions follow
-//! each other without a gap. While the caller does not poll, the subscription is kept for
-//! [`REST_AFTER`]. Then it is dropped, and the next fetch subscribes again at the position.
-//! Dropping the source at any await point drops the subscription and loses nothing else.
+//! each other without a gap. While nothing reads it, because the caller does not poll, memory is
+//! lacking or another call lasts, the subscription is kept for [`REST_AFTER`]. Then it is dropped,
+//! and the next fetch subscribes again at the position. Dropping the source at any await point drops
+//! the subscription and loses nothing else.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -21,6 +23,7 @@ use aws_sdk_kinesis::types::SubscribeToShardEvent;
 use tokio::time::{Instant, timeout};
 
 use super::ShardFetcher;
+use super::batch::Batch;
 use super::demand::Demand;
 use super::fetch_state::{
     FetchState, FetchedResponse, Interrupt, MeasuredRecords, Unpacked, children,
@@ -37,7 +40,7 @@ use crate::error::{ClassifiedError, ErrorKind, RetryAction};
 use crate::record::{KnownShard, SequenceNumber};
 use crate::telemetry::log_line;
 
-/// The time without a permit after which the subscription is dropped. A new subscription takes at
+/// The time after which a subscription that nothing reads is dropped. A new subscription takes at
 /// most as long, and pushed data that is not read blocks other shards of the same connection.
 const REST_AFTER: Duration = Duration::from_secs(10);
 
@@ -111,11 +114,14 @@ impl FanOutFetcher {
     /// [`RENEW_AGAIN`].
     async fn renew(
         &mut self,
-        old: Option<Subscription>,
+        mut old: Option<Subscription>,
     ) -> Result<Option<Subscription>, Interrupt> {
-        self.fetch_state.pace.ready().await;
-        self.fetch_state.pace.note_call();
-        let refused = match self.subscribe().await {
+        let subscribing = async {
+            self.fetch_state.pace.ready().await;
+            self.fetch_state.pace.note_call();
+            self.subscribe().await
+        };
+        let refused = match resting(&mut old, subscribing).await {
             Ok(new) => {
                 self.fetch_state.pace.subscribed();
                 (self.placed, self.placed_at) = (true, new.asked);
@@ -162,11 +168,12 @@ impl FanOutFetcher {
         self.expected = self.expected.max(length);
     }
 
+    /// Judges an event. Sets `continues` if the subscription can bring a further one.
     async fn read(
         &mut self,
         mut event: SubscribeToShardEvent,
         message: EventMessage,
-        subscription: Subscription,
+        continues: &mut bool,
     ) -> Result<Option<FetchedResponse>, Interrupt> {
         self.expected = 0;
         let named = message.named;
@@ -236,7 +243,7 @@ impl FanOutFetcher {
             Some(next) if children.is_none() || has_records || may_be_behind => {
                 self.fetch_state.note_next_position(is_empty && has_records, has_records);
                 self.fetch_state.report_recovery(is_empty);
-                self.subscription = Some(subscription);
+                *continues = true;
                 if beginning == Beginning::Sound
                     && let Some(lag) = lag
                 {
@@ -313,10 +320,11 @@ impl ShardFetcher for FanOutFetcher {
     }
 
     async fn permit(&mut self) {
-        if timeout(REST_AFTER, self.demand.permit()).await.is_err() {
-            self.subscription = None;
-            self.demand.permit().await;
-        }
+        resting(&mut self.subscription, self.demand.permit()).await;
+    }
+
+    async fn retain_own(&mut self, batch: &mut Batch) -> Result<(), Interrupt> {
+        resting(&mut self.subscription, self.fetch_state.retain_own(batch)).await
     }
 
     async fn fetch_once(&mut self) -> Result<Option<FetchedResponse>, Interrupt> {
@@ -330,7 +338,11 @@ impl ShardFetcher for FanOutFetcher {
         };
         match subscription.next().await {
             SubscriptionMessage::Event(event, message) => {
-                return self.read(event, message, subscription).await;
+                let (mut subscription, mut continues) = (Some(subscription), false);
+                let reading = self.read(event, message, &mut continues);
+                let response = resting(&mut subscription, reading).await;
+                self.subscription = subscription.filter(|_| continues);
+                return response;
             }
             SubscriptionMessage::Nothing | SubscriptionMessage::Renew => {
                 self.subscription = Some(subscription);
@@ -347,4 +359,15 @@ impl ShardFetcher for FanOutFetcher {
         }
         Ok(None)
     }
+}
+
+/// Waits for `other`. Drops the subscription if that takes [`REST_AFTER`], since nothing reads it
+/// meanwhile.
+async fn resting<T>(subscription: &mut Option<Subscription>, other: impl Future<Output = T>) -> T {
+    let mut other = pin!(other);
+    if let Ok(done) = timeout(REST_AFTER, &mut other).await {
+        return done;
+    }
+    *subscription = None;
+    other.await
 }

@@ -21,11 +21,11 @@ pub(crate) struct PollCounter {
     has_ended: AtomicBool,
     /// True if the stream yields records. The caller may stop polling a stream of shards.
     yields_records: AtomicBool,
-    seen: Mutex<Seen>,
+    seen: Mutex<SeenPolls>,
 }
 
 #[derive(Debug)]
-struct Seen {
+struct SeenPolls {
     count: u64,
     at: Instant,
 }
@@ -37,7 +37,7 @@ impl Default for PollCounter {
             is_waiting: AtomicBool::new(false),
             has_ended: AtomicBool::new(false),
             yields_records: AtomicBool::new(true),
-            seen: Mutex::new(Seen { count: 0, at: Instant::now() }),
+            seen: Mutex::new(SeenPolls { count: 0, at: Instant::now() }),
         }
     }
 }
@@ -92,7 +92,7 @@ impl PollCounter {
         let count = self.count.load(Ordering::Relaxed);
         let mut seen = self.seen.lock();
         if count != seen.count {
-            *seen = Seen { count, at: Instant::now() };
+            *seen = SeenPolls { count, at: Instant::now() };
         }
         seen.at.elapsed()
     }

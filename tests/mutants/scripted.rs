@@ -44,6 +44,13 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         ],
     },
     Mistake {
+        what: "a subscription is kept however long another call lasts",
+        file: "source/fan_out.rs",
+        right: "        resting(&mut self.subscription, self.fetch_state.retain_own(batch)).await\n",
+        wrong: "        self.fetch_state.retain_own(batch).await\n",
+        breaks: &["fetching::fan_out::subscription_ends_while_another_call_lasts"],
+    },
+    Mistake {
         what: "a polled shard is fetched without a permit",
         file: "source/polling.rs",
         right: "        self.permit().await;\n",

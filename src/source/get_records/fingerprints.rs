@@ -58,16 +58,18 @@ impl Fingerprints {
             };
             return if is_trimmed { Comparison::Inconclusive } else { Comparison::Different };
         };
-        let mut rest = self.records.iter().skip(start + 1).zip(others);
-        let is_equal = rest.all(|(record, other)| record.is_same(other));
+        let others = std::iter::once(first).chain(others);
+        let pairs = || self.records[start..].iter().zip(others.clone());
+        let is_equal = pairs().all(|(record, other)| record.is_same(other));
+        let is_coarse = pairs().all(|(_, other)| other.is_at_second());
         let is_shorter = records.len() < self.records.len() - start;
         let lacks_iterator =
             !self.has_next_iterator && later.next_shard_iterator.is_some() && !is_shorter;
         let lacks_millis = !self.has_millis_behind && later.millis_behind_latest.is_some();
-        if is_equal && !lacks_iterator && !lacks_millis {
-            Comparison::Equal
-        } else {
-            Comparison::Different
+        match is_equal && !lacks_iterator && !lacks_millis {
+            true if is_coarse => Comparison::EqualSeconds,
+            true => Comparison::Equal,
+            false => Comparison::Different,
         }
     }
 }
@@ -82,6 +84,11 @@ impl Fingerprint {
         sequence_number.of(buffer).hash(&mut hasher);
         encryption_type.hash(&mut hasher);
         Self { hash: hasher.finish(), arrival_millis }
+    }
+
+    /// Returns true if the time has no fraction of a second.
+    fn is_at_second(self) -> bool {
+        self.arrival_millis.is_some_and(|millis| millis % 1_000 == 0)
     }
 
     fn is_same(self, other: Self) -> bool {

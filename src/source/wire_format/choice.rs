@@ -51,6 +51,9 @@
 //! so that a server whose CBOR calls fail or break, or a shard that has no throughput left for a
 //! repeated call, is still read.
 //!
+//! Records that arrived at a whole second do not show whether CBOR carries the milliseconds. If a
+//! trial compares only such records, another one follows, at most [`COARSE_TRIALS`] in all.
+//!
 //! Each consumer checks CBOR for itself: the choice is shared by the shards of one consumer, and by
 //! no other consumer of the process.
 
@@ -66,6 +69,9 @@ const CONTRADICTIONS: u32 = 3;
 
 /// The same number for foreign 5xx answers of a server that has not answered in CBOR.
 const EARLY_CONTRADICTIONS: u32 = 2;
+
+/// The number of trials that check CBOR if they compare only records that arrived at a whole second.
+pub(super) const COARSE_TRIALS: u32 = 3;
 
 /// Bounds the calls by JSON after failures in a row: 2^10 - 1.
 const MAX_DOUBLINGS: u32 = 10;
@@ -86,6 +92,8 @@ pub(super) struct Choice {
     pub(super) failed_trials: u32,
     /// The number of calls by JSON before the next trial.
     wait: u32,
+    /// The number of trials that compared only records that arrived at a whole second.
+    coarse_trials: u32,
 }
 
 /// The failures in a row of the CBOR calls of one shard.
@@ -179,6 +187,8 @@ pub(in super::super) enum Repeated {
 pub(in super::super) enum Comparison {
     /// No record is in both responses.
     Inconclusive,
+    /// The records are equal, and all of them arrived at a whole second.
+    EqualSeconds,
     Equal,
     Different,
 }
@@ -279,11 +289,15 @@ impl Choice {
             (RepeatCause::Check, Repeated::Succeeded(Comparison::Different)) => {
                 return self.settle(FallbackReason::Different);
             }
-            (RepeatCause::Check, Repeated::Succeeded(Comparison::Equal)) => {
-                if is_trial {
-                    self.phase = Phase::Checked;
+            (RepeatCause::Check, Repeated::Succeeded(Comparison::EqualSeconds)) => {
+                self.coarse_trials += 1;
+                if self.coarse_trials < COARSE_TRIALS {
+                    self.end_trial(is_trial);
+                } else {
+                    self.check(is_trial);
                 }
             }
+            (RepeatCause::Check, Repeated::Succeeded(Comparison::Equal)) => self.check(is_trial),
             (RepeatCause::Check, _) | (_, Repeated::Hindered) => self.fail_trial(is_trial),
             (RepeatCause::Foreign | RepeatCause::Outage, Repeated::Succeeded(_)) => {
                 shard.contradictions = shard.contradictions.saturating_add(1);
@@ -299,6 +313,12 @@ impl Choice {
             }
         }
         None
+    }
+
+    fn check(&mut self, is_trial: bool) {
+        if is_trial {
+            self.phase = Phase::Checked;
+        }
     }
 
     /// Counts a contradiction, unless its CBOR call began before the last one was counted. Returns

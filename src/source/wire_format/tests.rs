@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::choice::Phase;
+use super::choice::{COARSE_TRIALS, Phase};
 use super::*;
 
 const ANSWERED: Repeated = Repeated::Succeeded(Comparison::Inconclusive);
@@ -91,6 +91,18 @@ fn equal_records_check_cbor() {
         assert!(!call.is_trial());
         assert_eq!(call.answered(CborAnswer::Records), Reaction::Use(None));
     }
+    assert_eq!(phase(&reader.wire), Phase::Checked);
+}
+
+#[test]
+fn records_that_arrived_at_whole_seconds_check_cbor_in_three_trials() {
+    let seconds = Repeated::Succeeded(Comparison::EqualSeconds);
+    let mut reader = Reader::default();
+    for _ in 0..2 {
+        call(&mut reader, CborAnswer::Records, seconds);
+        assert_eq!(phase(&reader.wire), Phase::Untried);
+    }
+    call(&mut reader, CborAnswer::Records, seconds);
     assert_eq!(phase(&reader.wire), Phase::Checked);
 }
 
@@ -448,6 +460,7 @@ fn step() -> impl Strategy<Value = Step> {
         Repeated::Failed,
         Repeated::Hindered,
         ANSWERED,
+        Repeated::Succeeded(Comparison::EqualSeconds),
         Repeated::Succeeded(Comparison::Equal),
         Repeated::Succeeded(Comparison::Different),
     ];
@@ -468,7 +481,7 @@ proptest! {
         let wire = WireChoice::new(WireFormat::Auto);
         // The calls that wait for an answer, and those that wait for a repeated one.
         let (mut sent, mut again): (Vec<CborCall>, Vec<(CborCall, RepeatCause)>) = Default::default();
-        let (mut is_checked, mut settled) = (false, 0);
+        let (mut is_checked, mut coarse, mut settled) = (false, 0, 0);
         for step in steps {
             match step {
                 Step::Begin => {
@@ -494,8 +507,11 @@ proptest! {
                 Step::Repeat(at, outcome) if at < again.len() => {
                     let (call, cause) = again.swap_remove(at);
                     settled += usize::from(call.repeated(cause, outcome).is_some());
-                    is_checked |= cause == RepeatCause::Check
-                        && outcome == Repeated::Succeeded(Comparison::Equal);
+                    if cause == RepeatCause::Check {
+                        coarse += u32::from(outcome == Repeated::Succeeded(Comparison::EqualSeconds));
+                        is_checked |= coarse == COARSE_TRIALS
+                            || outcome == Repeated::Succeeded(Comparison::Equal);
+                    }
                 }
                 Step::Answer(..) | Step::Repeat(..) => {}
             }

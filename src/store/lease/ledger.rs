@@ -31,12 +31,12 @@ pub(crate) struct Ledger {
     leases: BTreeMap<ShardId, Lease>,
     pub(crate) checkpoints: HashMap<ShardId, Checkpoint>,
     /// The shards with an unreadable lease or position. Only an operator's edit changes them.
-    unreadable: BTreeMap<ShardId, Unreadable>,
+    unreadable: BTreeMap<ShardId, UnreadableShard>,
 }
 
 /// The unreadable lease or position of a shard. It is in neither of the other maps.
 #[derive(Debug, Clone)]
-pub(crate) struct Unreadable {
+pub(crate) struct UnreadableShard {
     /// The reason why the stored text cannot be read.
     pub(crate) why: Arc<str>,
     /// The lease, if the lease is unreadable.
@@ -45,7 +45,7 @@ pub(crate) struct Unreadable {
     pub(crate) checkpoint: Option<Checkpoint>,
 }
 
-impl Unreadable {
+impl UnreadableShard {
     /// Returns true if the position is unreadable.
     fn is_position(&self) -> bool {
         self.lease.is_none() || self.checkpoint.is_some()
@@ -144,7 +144,9 @@ impl Ledger {
     /// Marks a position as unreadable. Returns true if it was readable before.
     fn mark_position_unreadable(&mut self, shard: ShardId, why: Arc<str>) -> bool {
         self.checkpoints.remove(&shard);
-        self.unreadable.insert(shard, Unreadable { why, lease: None, checkpoint: None }).is_none()
+        self.unreadable
+            .insert(shard, UnreadableShard { why, lease: None, checkpoint: None })
+            .is_none()
     }
 
     /// Returns why the position of a shard cannot be read, or `None` if it can.
@@ -234,7 +236,7 @@ impl Ledger {
         let known = self.unreadable.remove(shard);
         let (old_lease, old_checkpoint) =
             known.map_or((None, None), |known| (known.lease, known.checkpoint));
-        let unreadable = Unreadable {
+        let unreadable = UnreadableShard {
             why: "the stored text is damaged".into(),
             lease: lease.or(old_lease),
             checkpoint: checkpoint.or(old_checkpoint),
@@ -245,7 +247,7 @@ impl Ledger {
     /// Makes the lease and the position of a shard readable again.
     #[cfg(feature = "testing")]
     pub(crate) fn repair(&mut self, shard: &ShardId) {
-        let Some(Unreadable { lease, checkpoint, .. }) = self.unreadable.remove(shard) else {
+        let Some(UnreadableShard { lease, checkpoint, .. }) = self.unreadable.remove(shard) else {
             return;
         };
         if let Some(lease) = lease {
@@ -263,7 +265,7 @@ impl Ledger {
         for (shard, checkpoint) in &self.checkpoints {
             leases.entry(shard.clone()).or_default().checkpoint = Some(checkpoint.clone());
         }
-        for (shard, Unreadable { why, .. }) in &self.unreadable {
+        for (shard, UnreadableShard { why, .. }) in &self.unreadable {
             let lease = Lease { unreadable: Some(Arc::clone(why)), ..Lease::default() };
             leases.insert(shard.clone(), lease);
         }
@@ -506,7 +508,7 @@ impl Transaction<'_> {
 
     /// Removes the unreadable lease or position of a shard, for an edit that replaces it.
     fn replace_unreadable(&mut self, shard: &ShardId) {
-        if let Some(Unreadable { lease: Some(_), .. }) = self.ledger.unreadable.remove(shard) {
+        if let Some(UnreadableShard { lease: Some(_), .. }) = self.ledger.unreadable.remove(shard) {
             let lease = Lease { origin: self.ledger.generation, ..Lease::default() };
             self.ledger.leases.insert(shard.clone(), lease);
         }

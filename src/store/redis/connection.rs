@@ -55,7 +55,7 @@ const ATTEMPT_SLACK: Duration = Duration::from_millis(250);
 
 /// An attempt to connect, or the established connection.
 #[derive(Clone)]
-struct Attempt {
+struct ConnectAttempt {
     number: u64,
     /// The time until which a call waits for the attempt.
     until: Instant,
@@ -66,7 +66,7 @@ struct ConnectionState {
     /// The number of attempts so far. A failure retires only the connection on which it occurred.
     number: u64,
     /// The attempt in progress, or the established connection.
-    current: Option<Attempt>,
+    current: Option<ConnectAttempt>,
     /// The earliest start of the next attempt.
     next: Instant,
 }
@@ -77,7 +77,7 @@ impl Connection {
         let database = target.database();
         let link = target.clone().connect(FIRST_CONNECT_TIMEOUT).await?;
         let (link, now) = (futures::future::ready(Ok(link)).boxed().shared(), Instant::now());
-        let current = Attempt { number: 1, until: now, link };
+        let current = ConnectAttempt { number: 1, until: now, link };
         let state = ConnectionState { number: 1, current: Some(current), next: now };
         let slot =
             SharedConnection { target, state: Mutex::new(state), retired: watch::Sender::new(0) };
@@ -96,7 +96,7 @@ impl Connection {
 impl SharedConnection {
     /// Returns the connection for one call, and the guard of that call.
     async fn begin(self: &Arc<Self>) -> RedisResult<(Link, PendingCall<'_>)> {
-        let Attempt { number, until, link } = self.attempt();
+        let ConnectAttempt { number, until, link } = self.attempt();
         // Late calls wait too: another call may be about to receive the result.
         let until = until.max(Instant::now() + ATTEMPT_SLACK);
         let made = timeout_at(until, link).await.unwrap_or_else(|_elapsed| {
@@ -113,7 +113,7 @@ impl SharedConnection {
     }
 
     /// Returns the current connection or attempt, or starts an attempt.
-    fn attempt(self: &Arc<Self>) -> Attempt {
+    fn attempt(self: &Arc<Self>) -> ConnectAttempt {
         let mut state = self.lock();
         if let Some(attempt) = &state.current {
             return attempt.clone();
@@ -138,7 +138,7 @@ impl SharedConnection {
             let ended = |error| Err(RedisError::from(io::Error::other(error)));
             connecting.await.unwrap_or_else(ended)
         };
-        let attempt = Attempt { number, until, link: link.boxed().shared() };
+        let attempt = ConnectAttempt { number, until, link: link.boxed().shared() };
         state.current = Some(attempt.clone());
         attempt
     }

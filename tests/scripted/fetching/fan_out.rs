@@ -1,6 +1,8 @@
 //! Enhanced fan-out: subscriptions, and the registered consumer.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
@@ -154,6 +156,38 @@ async fn subscription_ends_after_the_caller_stops_polling() {
     assert_eq!(calls(&kinesis, "SubscribeToShard").len(), 1);
     numbers(&mut records, 1..4).await;
     assert_eq!(calls(&kinesis, "SubscribeToShard").len(), 2);
+}
+
+/// What is pushed to a subscription that nothing reads blocks the others of its connection.
+#[tokio::test(start_paused = true)]
+async fn subscription_ends_while_another_call_lasts() {
+    let (kinesis, orders) = orders(1);
+    let mut records = fan_out_consumer(&kinesis).build().unwrap().records();
+    orders.shard(0).put("0");
+    numbers(&mut records, 0..1).await;
+    let failing = Arc::new(AtomicBool::new(true));
+    kinesis.on_call({
+        let failing = failing.clone();
+        move |call| match &*call.operation {
+            "ListShards" if failing.load(Ordering::Relaxed) => {
+                Outcome::failed(500, "InternalFailureException", "no listing")
+            }
+            _ => Outcome::Served,
+        }
+    });
+    // The hash range of the child, which the listing shows, decides about its user record.
+    let [left, right] = orders.shard(0).split();
+    let packed = aggregate([("key", "1")]);
+    left.put(packed.clone());
+    right.put(packed);
+    assert!(timeout(8 * SECOND, records.next()).await.is_err());
+    assert_eq!(kinesis.in_flight(), 2, "expected the subscriptions to be kept for a few seconds");
+    assert!(timeout(8 * SECOND, records.next()).await.is_err());
+    assert_eq!(kinesis.in_flight(), 0);
+    failing.store(false, Ordering::Relaxed);
+    numbers(&mut records, 1..2).await;
+    left.put("2");
+    numbers(&mut records, 2..3).await;
 }
 
 #[tokio::test(start_paused = true)]

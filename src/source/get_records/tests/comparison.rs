@@ -8,7 +8,9 @@ use tokio::time::Instant;
 use super::super::FallbackReason;
 use super::super::exchange::{CBOR, JSON};
 use super::auto;
-use super::server::{Server, answer, cbor, cbor_with, cbor_without, failed, in_frames, json};
+use super::server::{
+    Server, answer, cbor, cbor_at_second, cbor_with, cbor_without, failed, in_frames, json,
+};
 use crate::error::RetryAction;
 
 #[tokio::test(start_paused = true)]
@@ -59,6 +61,21 @@ async fn different_records_are_read_by_json() {
         assert_eq!(reader.numbers().await, (vec!["7".into()], None));
         assert_eq!(server.formats(), ["cbor", "json", "json"]);
     }
+}
+
+/// Such a server is found by the first record that did not arrive at a whole second.
+#[tokio::test(start_paused = true)]
+async fn times_cut_to_seconds_are_a_difference_behind_a_record_of_a_whole_second() {
+    let whole = || json([1]).replace("00.125", "00.000");
+    let server = Server::new([
+        answer(200, CBOR, cbor_at_second([1])),
+        answer(200, JSON, whole()),
+        answer(200, CBOR, cbor_at_second([2])),
+        answer(200, JSON, json([2])),
+    ]);
+    let mut reader = auto(&server);
+    assert_eq!(reader.numbers().await, (vec!["1".into()], None));
+    assert_eq!(reader.numbers().await, (vec!["2".into()], Some(FallbackReason::Different)));
 }
 
 #[tokio::test(start_paused = true)]

@@ -148,6 +148,9 @@ pub(super) fn in_frames(body: &[u8], length: Option<usize>) -> SdkBody {
 }
 
 /// Returns a JSON response with records of these sequence numbers.
+/// The arrival time of the records in milliseconds.
+const ARRIVAL: u64 = 1_767_225_600_125;
+
 pub(super) fn json(numbers: impl IntoIterator<Item = u32>) -> String {
     let record = |number: u32| {
         format!(
@@ -183,7 +186,7 @@ pub(super) fn cbor_with(numbers: impl IntoIterator<Item = u32>, payload: [u8; 5]
         body.extend(payload);
         text(&mut body, "ApproximateArrivalTimestamp");
         body.extend([0xc1, 0x1b]);
-        body.extend(1_767_225_600_125_u64.to_be_bytes());
+        body.extend(ARRIVAL.to_be_bytes());
         text(&mut body, "EncryptionType");
         text(&mut body, "KMS");
         body.push(0xff);
@@ -198,6 +201,15 @@ pub(super) fn cbor_with(numbers: impl IntoIterator<Item = u32>, payload: [u8; 5]
 
 pub(super) fn cbor(numbers: impl IntoIterator<Item = u32>) -> Vec<u8> {
     cbor_with(numbers, *b"hello")
+}
+
+/// Returns the same response in CBOR, with the arrival times cut to the second.
+pub(super) fn cbor_at_second(numbers: impl IntoIterator<Item = u32>) -> Vec<u8> {
+    let (mut body, time) = (cbor(numbers), ARRIVAL.to_be_bytes());
+    while let Some(at) = body.windows(time.len()).position(|bytes| *bytes == time) {
+        body[at..at + time.len()].copy_from_slice(&(ARRIVAL - ARRIVAL % 1_000).to_be_bytes());
+    }
+    body
 }
 
 /// Returns the same response in CBOR under another name of this member.
