@@ -158,7 +158,7 @@ async fn subscription_ends_after_the_caller_stops_polling() {
     assert_eq!(calls(&kinesis, "SubscribeToShard").len(), 2);
 }
 
-/// What is pushed to a subscription that nothing reads blocks the others of its connection.
+/// Pushed data that nothing reads blocks the other subscriptions of its connection.
 #[tokio::test(start_paused = true)]
 async fn subscription_ends_while_another_call_lasts() {
     let (kinesis, orders) = orders(1);
