@@ -179,6 +179,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod adapters;
 mod backoff;
 mod checkpoint;
 mod clock;
@@ -203,6 +204,9 @@ mod text_form;
 mod wakers;
 mod worker_message;
 
+pub use adapters::{
+    AckFilter, Batches, BufferByKey, Decode, DecodeError, Decoded, RecordBatch, RecordStreamExt,
+};
 pub use checkpoint::{Checkpoint, InFlightLimit};
 pub use consumer::{
     ApplicationStatus, Consumer, ConsumerBuilder, Health, Records, ShardState, ShardStatus, Shards,

@@ -106,6 +106,18 @@ pub(crate) trait AckSink: Send + Sync {
     /// Returns the last `records` records with `bytes` bytes, which were counted as in flight and
     /// not delivered.
     fn take_back(&self, records: usize, bytes: usize);
+
+    /// Acknowledges record number `number`, since the stream that delivered it was polled again.
+    /// Has no effect if the acknowledgement was deferred. No limit counts bytes in this mode.
+    fn acknowledge_on_poll(&self, number: u64, position: RecordPosition) {
+        self.acknowledge(number, position, 0);
+    }
+
+    /// Exempts record number `number`, the last one that was delivered, from acknowledgement by the
+    /// next poll. Returns true if the next poll would have acknowledged it.
+    fn defer(&self, _number: u64) -> bool {
+        false
+    }
 }
 
 /// The encryption of a record at rest.
@@ -257,13 +269,31 @@ impl Record {
     /// # Ok(()) }
     /// ```
     pub fn split(self) -> (Self, Acker) {
-        let acker = Acker {
+        let acker = self.acker();
+        (self, acker)
+    }
+
+    /// Returns the right to acknowledge the record.
+    pub(crate) fn acker(&self) -> Acker {
+        Acker {
             number: self.number,
             position: self.position(),
             bytes: self.size(),
             ack_sink: Arc::clone(&self.context.ack_sink),
-        };
-        (self, acker)
+        }
+    }
+
+    /// Exempts the record from acknowledgement by the next poll of its stream. Returns true if the
+    /// next poll would have acknowledged it: the caller then does so.
+    ///
+    /// Has an effect on the last record that the stream has delivered.
+    pub(crate) fn defer_ack(&self) -> bool {
+        self.context.ack_sink.defer(self.number)
+    }
+
+    /// Returns true if both records are parts of one response, and thus of one shard and epoch.
+    pub(crate) fn is_of_response_of(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.context, &other.context)
     }
 
     pub(crate) fn position(&self) -> RecordPosition {
@@ -290,6 +320,14 @@ impl Acker {
     /// Acknowledges the record, as [`Record::ack`] does.
     pub fn ack(&self) {
         self.ack_sink.acknowledge(self.number, self.position.clone(), self.bytes);
+    }
+}
+
+/// Lets the adapters of [`RecordStreamExt`](crate::RecordStreamExt) take records, and values that
+/// contain one.
+impl AsRef<Record> for Record {
+    fn as_ref(&self) -> &Record {
+        self
     }
 }
 

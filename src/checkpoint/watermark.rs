@@ -5,7 +5,7 @@ mod times;
 
 use std::fmt;
 use std::sync::MutexGuard;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -27,6 +27,10 @@ pub(crate) struct Watermark {
     state: Mutex<WatermarkState>,
     /// Records below this number have been delivered, or were allowed and then returned.
     delivered: AtomicU64,
+    /// True if the poll after a record acknowledges it.
+    is_polled: AtomicBool,
+    /// The number after the last record whose acknowledgement was deferred; 0 before the first.
+    deferred: AtomicU64,
 }
 
 impl Watermark {
@@ -71,6 +75,28 @@ impl Watermark {
     /// Sets the in-flight limits.
     pub(crate) fn set_limits(&self, limits: InFlightConfig) {
         self.lock().in_flight.set_limits(limits);
+    }
+
+    /// Notes that the poll after a record acknowledges it, unless [`defer`](Self::defer) was called.
+    pub(crate) fn acknowledge_by_polls(&self) {
+        self.is_polled.store(true, Ordering::Relaxed);
+    }
+
+    /// Implements [`AckSink::defer`](crate::record::AckSink::defer).
+    #[inline]
+    pub(crate) fn defer(&self, number: u64) -> bool {
+        let is_polled = self.is_polled.load(Ordering::Relaxed);
+        if is_polled {
+            // The stream reads it on the task of this call, or on one that was awakened by it.
+            self.deferred.store(number + 1, Ordering::Relaxed);
+        }
+        is_polled
+    }
+
+    /// Returns true if the acknowledgement of the last delivered record was deferred.
+    #[inline]
+    pub(crate) fn is_deferred(&self, number: u64) -> bool {
+        self.deferred.load(Ordering::Relaxed) == number + 1
     }
 
     /// Returns the limit that holds the shard: while there is one, no record is delivered.

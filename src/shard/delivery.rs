@@ -161,10 +161,9 @@ impl Delivery {
     /// Acknowledges the last record, since the caller has polled again.
     #[inline]
     fn acknowledge_last(&mut self) {
-        // With `Pull`, no limit counts bytes. The record belongs to this run, which ends only when
-        // it is polled after its last record.
+        // The record belongs to this run, which ends only when it is polled after its last record.
         if let (Some((number, position)), Some(run)) = (self.unacknowledged.take(), &self.run) {
-            run.batch.context().ack_sink.acknowledge(number, position, 0);
+            run.batch.context().ack_sink.acknowledge_on_poll(number, position);
         }
     }
 

@@ -90,9 +90,11 @@ enum ReaderState {
 
 impl ShardReader {
     pub(crate) fn new(plan: ReaderConfig) -> Self {
-        // With `Pull`, only the last record delivered is unacknowledged, until the next poll.
-        if plan.checkpoint_on == CheckpointOn::Ack {
-            plan.watermark.set_limits(plan.in_flight);
+        match plan.checkpoint_on {
+            CheckpointOn::Ack => plan.watermark.set_limits(plan.in_flight),
+            // Only the last record delivered is unacknowledged, until the next poll; the adapters
+            // that defer acknowledgements have limits of their own.
+            CheckpointOn::Pull => plan.watermark.acknowledge_by_polls(),
         }
         Self {
             telemetry: plan.telemetry,

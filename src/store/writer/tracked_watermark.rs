@@ -88,6 +88,17 @@ impl AckSink for TrackedWatermark {
     }
 
     #[inline]
+    fn acknowledge_on_poll(&self, number: u64, position: RecordPosition) {
+        if !self.watermark.is_deferred(number) {
+            self.acknowledge(number, position, 0);
+        }
+    }
+
+    fn defer(&self, number: u64) -> bool {
+        self.watermark.defer(number)
+    }
+
+    #[inline]
     fn deliver(&self, next: u64) {
         self.watermark.deliver(next);
     }
