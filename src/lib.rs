@@ -65,8 +65,8 @@
 //!
 //! With [`CheckpointOn::Pull`], the default, a record counts as acknowledged when the stream is
 //! polled again. This is correct for a loop that completes one record before it polls for the next.
-//! It is wrong for concurrent or buffered processing. With [`CheckpointOn::Ack`], the program calls
-//! [`Record::ack`]:
+//! It is wrong for concurrent or buffered processing, other than by the adapters of
+//! [`RecordStreamExt`]. With [`CheckpointOn::Ack`], the program calls [`Record::ack`]:
 //!
 //! ```no_run
 //! # async fn write(record: &kinestream::Record) -> kinestream::Result<()> { Ok(()) }
@@ -88,6 +88,9 @@
 //!     .await?;
 //! # Ok(()) }
 //! ```
+//!
+//! [`RecordStreamExt`] adds combinators to every stream of records: concurrent handlers in order per
+//! partition key, batches by number and time, decoding, and a filter that acknowledges.
 //!
 //! # Order
 //!

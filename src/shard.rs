@@ -57,7 +57,9 @@ pub enum CheckpointOn {
     /// **Do not use** this where the next record is requested while this one is still processed:
     /// `buffered`, `buffer_unordered`, `for_each_concurrent`, `try_for_each_concurrent`,
     /// `ready_chunks`, `chunks`, `tokio::spawn`, a channel. A crash then loses the records being
-    /// processed. Use [`Ack`](Self::Ack) there.
+    /// processed. Use [`Ack`](Self::Ack) there, or the adapters of
+    /// [`RecordStreamExt`](crate::RecordStreamExt): they acknowledge their records when they are
+    /// polled again themselves.
     #[default]
     Pull,
     /// A record is acknowledged when [`Record::ack`] is called, in any order and from any task. The

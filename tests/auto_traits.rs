@@ -1,14 +1,19 @@
 //! Checks the auto traits of every public type. Losing one would break callers that spawn or store
 //! the type.
 
+use std::pin::Pin;
+
 use kinestream::store::{Scope, lease};
 use kinestream::{
-    Acker, ApplicationStatus, Checkpoint, CheckpointOn, Consumer, ConsumerBuilder, EncryptionType,
-    Error, ErrorKind, Event, Events, FallbackReason, Health, IfLeased, InFlightLimit, MemoryBudget,
-    MemoryStore, OnTrimmed, Record, Records, SequenceNumber, ShardFailure, ShardId, ShardOrdering,
-    ShardPosition, ShardState, ShardStatus, ShardStream, Shards, StartingPosition, Task,
-    WireFormat,
+    AckFilter, Acker, ApplicationStatus, Batches, BufferByKey, Checkpoint, CheckpointOn, Consumer,
+    ConsumerBuilder, Decode, DecodeError, Decoded, EncryptionType, Error, ErrorKind, Event, Events,
+    FallbackReason, Health, IfLeased, InFlightLimit, MemoryBudget, MemoryStore, OnTrimmed, Record,
+    RecordBatch, Records, SequenceNumber, ShardFailure, ShardId, ShardOrdering, ShardPosition,
+    ShardState, ShardStatus, ShardStream, Shards, StartingPosition, Task, WireFormat,
 };
+
+/// The future of a handler, which need not be `Unpin` or `Sync`.
+type Handler = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
 
 fn assert_all<T: Send + Sync + Unpin + std::fmt::Debug + 'static>() {}
 fn assert_send<T: Send + Unpin + std::fmt::Debug + 'static>() {}
@@ -73,4 +78,11 @@ fn public_types_keep_their_auto_traits() {
     assert_send::<Records>();
     assert_send::<ShardStream>();
     assert_send::<Shards>();
+    assert_all::<Decoded<u64>>();
+    assert_all::<DecodeError<Error, String>>();
+    assert_all::<RecordBatch>();
+    assert_send::<AckFilter<Records, fn(&Record) -> bool>>();
+    assert_send::<Batches<Records>>();
+    assert_send::<BufferByKey<Records, fn(Record) -> Handler, Handler>>();
+    assert_send::<Decode<Records, fn(&Record) -> Result<u64, String>>>();
 }

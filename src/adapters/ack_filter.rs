@@ -73,3 +73,41 @@ impl<S: fmt::Debug, F> fmt::Debug for AckFilter<S, F> {
         formatter.debug_struct("AckFilter").field("stream", &self.stream).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures::{FutureExt, StreamExt, stream};
+
+    use crate::adapters::fixtures::RecordFixture;
+    use crate::adapters::{MAX_TAKEN_PER_POLL, RecordStreamExt};
+
+    #[test]
+    fn dropped_records_are_acknowledged_and_errors_pass() {
+        let acks = Arc::default();
+        let record = |number| {
+            let acks = Arc::clone(&acks);
+            RecordFixture { number, acks, ..RecordFixture::default() }.record(b"")
+        };
+        let items = [Ok(record(0)), Ok(record(1)), Err("failed"), Ok(record(2)), Ok(record(3))];
+        let even = stream::iter(items).ack_filter(|record| record.number % 2 == 0);
+        let even: Vec<_> = even.collect().now_or_never().unwrap();
+        let numbers: Vec<_> = even.iter().map(|item| item.as_ref().map(|it| it.number)).collect();
+        assert_eq!(numbers, [Ok(0), Err(&"failed"), Ok(2)]);
+        assert_eq!(acks.numbers(), [1, 3]);
+    }
+
+    #[test]
+    fn poll_drops_a_bounded_number_of_records() {
+        let dropped = AtomicUsize::new(0);
+        let endless = stream::repeat_with(|| Ok::<_, ()>(RecordFixture::default().record(b"")));
+        let mut none = endless.ack_filter(|_| {
+            dropped.fetch_add(1, Ordering::Relaxed);
+            false
+        });
+        assert!(none.next().now_or_never().is_none());
+        assert_eq!(dropped.into_inner(), MAX_TAKEN_PER_POLL);
+    }
+}

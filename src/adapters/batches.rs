@@ -216,3 +216,6 @@ impl<S: TryStream + fmt::Debug> fmt::Debug for Batches<S> {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

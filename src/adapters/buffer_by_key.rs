@@ -276,3 +276,6 @@ where
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

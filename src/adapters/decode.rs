@@ -229,3 +229,91 @@ impl<S: fmt::Debug, F> fmt::Debug for Decode<S, F> {
         formatter.debug_struct("Decode").field("stream", &self.stream).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use futures::{FutureExt, StreamExt, TryStreamExt, future, stream};
+
+    use super::*;
+    use crate::adapters::RecordStreamExt;
+    use crate::adapters::fixtures::RecordFixture;
+    use crate::error::ErrorKind;
+
+    fn number(record: &Record) -> anyhow::Result<u32> {
+        let text = std::str::from_utf8(record.data())?;
+        text.parse().map_err(|error| anyhow::Error::from(error).context("not a number"))
+    }
+
+    #[test]
+    fn value_and_error_carry_their_record() {
+        let acks = Arc::default();
+        let fixture = RecordFixture { acks: Arc::clone(&acks), ..RecordFixture::default() };
+        let record = |number, data| RecordFixture { number, ..fixture.clone() }.record(data);
+        let failed = crate::Error::new(ErrorKind::Rejected, "no");
+        let items = [Ok(record(0, b"7")), Ok(record(1, b"x")), Err(failed), Ok(record(2, b"9"))];
+        let mut numbers = stream::iter(items).decode(number);
+        let mut next = || numbers.next().now_or_never().unwrap();
+
+        let seven = next().unwrap().unwrap();
+        assert_eq!((*seven, seven.record().data()), (7, &b"7"[..]));
+        seven.map(|seven| seven + 1).ack();
+        assert_eq!(acks.numbers(), [0]);
+
+        let error = next().unwrap().unwrap_err();
+        let text = "stream orders, shard shardId-000000000000: record 1 was not decoded: \
+                    not a number: invalid digit found in string";
+        assert_eq!(error.to_string(), text);
+        let DecodeError::Undecodable { record, .. } = error else { panic!("expected a record") };
+        assert_eq!((record.data(), acks.numbers()), (&b"x"[..], vec![0]));
+        record.ack();
+        assert_eq!(acks.numbers(), [0, 1]);
+
+        let error = next().unwrap().unwrap_err();
+        assert!(
+            matches!(&error, DecodeError::Stream(error) if error.kind() == ErrorKind::Rejected)
+        );
+        assert_eq!(error.to_string(), "no");
+
+        let (nine, acker) = next().unwrap().unwrap().into_parts();
+        acker.ack();
+        assert_eq!((nine, acks.numbers()), (9, vec![0, 1, 2]));
+        assert!(next().is_none() && numbers.is_terminated());
+    }
+
+    /// Compiles the ways in which a program composes the adapters, with `?` into its error type.
+    #[test]
+    fn errors_convert_into_the_error_of_the_program() {
+        type BoxError = Box<dyn Error + Send + Sync>;
+
+        fn numbers() -> impl Stream<Item = Result<Decoded<u32>, impl Error + Send + Sync>> {
+            let items = [b"1", b"x"].map(|data| RecordFixture::default().record(data));
+            stream::iter(items.map(Ok::<_, crate::Error>)).decode(number)
+        }
+
+        async fn boxed() -> Result<(), BoxError> {
+            let handled = numbers().ack_filter(|number| **number > 0).buffer_by_key(8, |number| {
+                number.ack();
+                async { Ok::<_, BoxError>(()) }
+            });
+            handled.try_for_each(future::ok).await
+        }
+
+        async fn any() -> anyhow::Result<usize> {
+            let mut batches = numbers().batches(8, std::time::Duration::from_secs(1));
+            let mut sum = 0;
+            while let Some(batch) = batches.try_next().await? {
+                sum += batch.iter().map(|number| **number as usize).sum::<usize>();
+                batch.ack();
+            }
+            Ok(sum)
+        }
+
+        let error = boxed().now_or_never().unwrap().unwrap_err();
+        assert!(error.to_string().contains("was not decoded"), "{error}");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let error = runtime.block_on(any()).unwrap_err();
+        assert!(error.to_string().contains("was not decoded"), "{error}");
+    }
+}

@@ -84,6 +84,95 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         wrong: "let space = memory.keep(response.memory() * 0);",
         breaks: &["delivery::kept_records::response_counts_until_its_last_part_is_dropped"],
     },
+    Mistake {
+        what: "the adapter by key puts a waiting record before the others of its key",
+        file: "adapters/key_queue.rs",
+        right: "lane.get_mut().push_back(record);",
+        wrong: "lane.get_mut().push_front(record);",
+        breaks: &["adapters::guarantees::adapters_keep_the_guarantees_in_random_worlds"],
+    },
+    Mistake {
+        what: "the adapter by key runs the records of a key at once",
+        file: "adapters/key_queue.rs",
+        right: "Key(self.0.hash_one((record.stream(), source)))",
+        wrong: "Key(self.0.hash_one((record.number, source)))",
+        breaks: &["adapters::guarantees::adapters_keep_the_guarantees_in_random_worlds"],
+    },
+    Mistake {
+        what: "the adapter by key takes all records of a shard for those of one key",
+        file: "adapters/key_queue.rs",
+        right: "Some(key) => KeySource::PartitionKey(key),",
+        wrong: "Some(_) => KeySource::Shard(record.shard_id().as_str()),",
+        breaks: &["adapters::throughput::keys_in_random_order_leave_few_slots_free"],
+    },
+    Mistake {
+        what: "the adapter by key lets one record wait",
+        file: "adapters/buffer_by_key.rs",
+        right: "self.queue.waiting() < self.limit.saturating_mul(MAX_WAITING_PER_SLOT)",
+        wrong: "self.queue.waiting() < 1",
+        breaks: &["adapters::throughput::keys_in_random_order_leave_few_slots_free"],
+    },
+    Mistake {
+        what: "a poll acknowledges the records in the adapter by key",
+        file: "adapters/buffer_by_key.rs",
+        right: "let is_deferred = record.as_ref().defer_ack();",
+        wrong: "let is_deferred = false;",
+        breaks: &[
+            "adapters::acknowledgement::with_pull_a_handler_that_runs_holds_the_checkpoint",
+            "adapters::guarantees::adapters_keep_the_guarantees_in_random_worlds",
+        ],
+    },
+    Mistake {
+        what: "the adapter by key acknowledges a record before it is handled",
+        file: "adapters/buffer_by_key.rs",
+        right: "let deferred = is_deferred.then(|| record.as_ref().acker());",
+        wrong: "let deferred = is_deferred.then(|| record.as_ref().acker());\n\
+                record.as_ref().ack();",
+        breaks: &[
+            "adapters::acknowledgement::records_that_wait_in_a_dropped_adapter_are_delivered_again",
+            "adapters::guarantees::adapters_keep_the_guarantees_in_random_worlds",
+        ],
+    },
+    Mistake {
+        what: "a poll acknowledges the records in the batch of the adapter",
+        file: "adapters/batches.rs",
+        right: "if record.as_ref().defer_ack() {",
+        wrong: "if false {",
+        breaks: &[
+            "adapters::acknowledgement::with_pull_the_poll_after_a_batch_acknowledges_it",
+            "adapters::guarantees::adapters_keep_the_guarantees_in_random_worlds",
+        ],
+    },
+    Mistake {
+        what: "the adapter acknowledges a batch when it is yielded",
+        file: "adapters/batches.rs",
+        right: "std::mem::swap(&mut self.yielded, &mut self.collected);",
+        wrong: "self.collected.drain(..).for_each(|acker| acker.ack());",
+        breaks: &["adapters::acknowledgement::with_pull_the_poll_after_a_batch_acknowledges_it"],
+    },
+    Mistake {
+        what: "a batch of the adapter mixes epochs",
+        file: "adapters/shard_epochs.rs",
+        right: "Entry::Occupied(epoch) => *epoch.get() == record.epoch(),",
+        wrong: "Entry::Occupied(_) => true,",
+        breaks: &[
+            "adapters::acknowledgement::batch_does_not_mix_the_epochs_before_and_after_a_seek",
+        ],
+    },
+    Mistake {
+        what: "the adapter that filters drops records without an acknowledgement",
+        file: "adapters/ack_filter.rs",
+        right: "Some(Ok(record)) if !(this.predicate)(&record) => record.as_ref().ack(),",
+        wrong: "Some(Ok(record)) if !(this.predicate)(&record) => drop(record),",
+        breaks: &["adapters::acknowledgement::filtered_records_do_not_hold_the_checkpoint"],
+    },
+    Mistake {
+        what: "the adapter that decodes acknowledges each record",
+        file: "adapters/decode.rs",
+        right: "Ok(record) => match (this.f)(&record) {",
+        wrong: "Ok(record) => match (record.ack(), (this.f)(&record)).1 {",
+        breaks: &["adapters::guarantees::adapters_keep_the_guarantees_in_random_worlds"],
+    },
 ];
 
 #[test]

@@ -12,6 +12,13 @@ mod listening;
 #[path = "../support/raw_waker.rs"]
 mod raw_waker;
 
+/// Adapters of streams of records.
+mod adapters {
+    mod acknowledgement;
+    mod guarantees;
+    mod throughput;
+}
+
 /// Delivery and acknowledgement.
 mod delivery {
     mod cancellation;
@@ -155,6 +162,13 @@ async fn read_first(
     assert_eq!(number(&next(&mut records).await), 0);
     assert_silent(&mut records).await;
     (first, records)
+}
+
+/// Puts records with these numbers into the first shard, each with a key of its own.
+fn put(orders: &Stream, numbers: std::ops::Range<usize>) {
+    for number in numbers {
+        orders.shard(0).put_as(&format!("key-{number}"), number.to_string());
+    }
 }
 
 /// Parses the payload as the number of the record.
