@@ -8,8 +8,8 @@
 //! random order. A handler acknowledges its record, and is ready at its first poll (`ready`) or at
 //! its second (`yields`), so that all slots are occupied.
 //!
-//! Each round measures every subject once, in random order, in CPU time of this thread. The table has
-//! the minimum of all rounds, which other work affects least.
+//! Each round measures every subject once, in random order, in CPU time of this thread. The table
+//! has the minimum of all rounds, which other work affects least.
 // A benchmark panics on any failure.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_precision_loss)]
 
@@ -103,7 +103,7 @@ async fn run(subject: &str, records: impl Stream<Item = Result<Record>>) {
             assert_eq!(count(lengths.map_ok(|(_, record)| record.ack())).await, RECORDS);
         }
         "decode" => {
-            let decoded = records.decode(|record| Result::Ok(record.data().len()));
+            let decoded = records.decode(|record| Ok::<_, kinestream::Error>(record.data().len()));
             let acknowledged = decoded.map(|decoded| {
                 decoded.unwrap().ack();
                 Ok(())

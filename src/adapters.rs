@@ -84,12 +84,12 @@ const MAX_TAKEN_PER_POLL: usize = 256;
 /// [`ack_filter`](Self::ack_filter) those that it drops.
 ///
 /// With [`CheckpointOn::Pull`](crate::CheckpointOn::Pull), the poll after an item acknowledges the
-/// records of this item, as it does without an adapter: the whole batch, or the record whose handler
-/// has returned this output, `Ok` or `Err`. A program that stops at an error therefore receives the
-/// record again after a restart, and one that continues does not. To end without a redelivery of the
-/// last item, acknowledge its records. Records that an adapter holds are not acknowledged. Anything
-/// concurrent or buffered *behind* an adapter needs `Ack`, and so does anything of this kind before
-/// it.
+/// records of this item, as it does without an adapter: the whole batch, or the record of the
+/// handler that returned this output, `Ok` or `Err`. A program that stops at an error therefore
+/// receives the record again after a restart, and one that continues does not. To end without a
+/// redelivery of the last item, acknowledge its records. Records that an adapter holds are not
+/// acknowledged. Anything concurrent or buffered *behind* an adapter needs `Ack`, and so does
+/// anything of this kind before it.
 ///
 /// # Cancel safety
 ///
@@ -99,8 +99,8 @@ const MAX_TAKEN_PER_POLL: usize = 256;
 ///
 /// # Panics
 ///
-/// A panic in a closure or handler passes through the adapter's `poll_next`. The record of this call
-/// is dropped and not acknowledged. If the adapter is polled again, it continues with the next
+/// A panic in a closure or handler passes through the adapter's `poll_next`. The record of this
+/// call is dropped and not acknowledged. If the adapter is polled again, it continues with the next
 /// record.
 ///
 /// # End
@@ -148,28 +148,28 @@ pub trait RecordStreamExt: TryStream<Ok: AsRef<Record>> {
     /// # Order
     ///
     /// Two records have the same key if their stream and their
-    /// [`partition_key`](Record::partition_key) are equal, also in different shards: the order holds
-    /// over a reshard and in aggregated records. The records of a shard that have no partition key
-    /// count as records of one key.
+    /// [`partition_key`](Record::partition_key) are equal, also in different shards: the order
+    /// holds over a reshard and in aggregated records. The records of a shard that have no
+    /// partition key count as records of one key.
     ///
     /// # Errors
     ///
     /// An error of the stream is yielded at once; handlers that run continue. An error of a handler
-    /// is yielded as its output, and does not hold up its key: the next record of the key is handled
-    /// all the same. To keep a later record from overtaking a failed one, retry inside `f`, or stop
-    /// at the error: a dropped adapter drops all handlers.
+    /// is yielded as its output, and does not hold up its key: the next record of the key is
+    /// handled all the same. To keep a later record from overtaking a failed one, retry inside `f`,
+    /// or stop at the error: a dropped adapter drops all handlers.
     ///
     /// # Busy keys
     ///
-    /// A record whose key is busy waits and occupies no slot. At most 16 × `limit` records wait, in
-    /// all keys together; then no record is taken from the stream until one of them starts. So if a
-    /// key brings records faster than one handler at a time completes them, the others are slowed
-    /// down to its rate at last. A reader with bounded memory cannot avoid this, since the shard
-    /// delivers its records in order. The records that wait count towards
-    /// [`max_in_flight`](crate::ConsumerBuilder::max_in_flight).
+    /// A record waits while its key is busy, and occupies no slot. At most 16 × `limit` records
+    /// wait, in all keys together; then no record is taken from the stream until one of them
+    /// starts. A burst of one key up to this bound slows down no other key. A key that always has
+    /// more records than one handler at a time can complete slows down the whole stream. A reader
+    /// with bounded memory cannot avoid this, since each shard delivers its records in order.
+    /// Waiting records count towards [`max_in_flight`](crate::ConsumerBuilder::max_in_flight).
     ///
-    /// A key occupies one slot at most. Keys with waiting records take turns, one record each. While
-    /// all slots are occupied, nothing is taken from the stream, so a
+    /// A key occupies one slot at most. Keys with waiting records take turns, one record each.
+    /// While all slots are occupied, nothing is taken from the stream, so a
     /// [`poll_timeout`](crate::ConsumerBuilder::poll_timeout) must be longer than a handler takes.
     ///
     /// # Panics
@@ -212,8 +212,8 @@ pub trait RecordStreamExt: TryStream<Ok: AsRef<Record>> {
     /// - **No two epochs of a shard.** A shard whose lease is lost and acquired again, or whose
     ///   position is set by a [`seek`](crate::Consumer::seek), delivers records again in a new
     ///   [`epoch`](Record::epoch). A batch contains each record once, its records of a shard are in
-    ///   order, and a transaction has one epoch per shard to check. The records of the old epoch are
-    ///   yielded first.
+    ///   order, and a transaction has one epoch per shard to check. The records of the old epoch
+    ///   are yielded first.
     /// - **No records from before and after an error.** The records before an error of the stream
     ///   are yielded first, then the error.
     ///
@@ -229,7 +229,7 @@ pub trait RecordStreamExt: TryStream<Ok: AsRef<Record>> {
     /// `max_in_flight_bytes` stops a shard before a batch is full, the batch is yielded at
     /// `max_age`.
     ///
-    /// The records are in flight meanwhile. A `max_age` of 10 s or less leaves time to process them
+    /// Collected records are in flight. A `max_age` of 10 s or less leaves time to process them
     /// before the limits of [`handoff_timeout`](crate::ConsumerBuilder::handoff_timeout), 30 s by
     /// default, and of [`Health::is_ready`](crate::Health::is_ready), 60 s.
     ///
@@ -273,9 +273,10 @@ pub trait RecordStreamExt: TryStream<Ok: AsRef<Record>> {
     /// Decodes each record by `f`. Yields values that carry their record, to be acknowledged when
     /// the value is processed.
     ///
-    /// Where `f` fails, the stream yields [`DecodeError::Undecodable`], which contains the record: it
-    /// can be sent to a dead-letter queue and acknowledged, and then does not come back after a
-    /// restart. The stream continues. The error of `f` can be of any type with `Display` and `Debug`.
+    /// Where `f` fails, the stream yields [`DecodeError::Undecodable`], which contains the record:
+    /// it can be sent to a dead-letter queue and acknowledged, and then does not come back after a
+    /// restart. The stream continues. The error of `f` can be of any type with `Display` and
+    /// `Debug`.
     ///
     /// ```
     /// use futures::StreamExt;

@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
 use exactly_once::Sink;
-use kinestream::Record;
-use tokio_stream::StreamExt;
+use futures::TryStreamExt;
+use kinestream::RecordStreamExt;
 
 const STREAM: &str = "orders";
 const ORDERS: u32 = 2000;
@@ -57,14 +57,12 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
 /// Reads until the database has this many orders.
 async fn fill(client: &Client, sink: &mut Sink, orders: u32) -> Result<(), Box<dyn Error>> {
     let consumer = exactly_once::consumer(client.clone(), STREAM, sink)?;
-    let records = consumer.records().chunks_timeout(BATCH, LONGEST_WAIT);
-    let mut batches = std::pin::pin!(records);
+    let mut batches = consumer.records().batches(BATCH, LONGEST_WAIT);
     while count(sink)?.0 < orders {
-        let Some(batch) = batches.next().await else { break };
-        let batch = batch.into_iter().collect::<kinestream::Result<Vec<Record>>>()?;
+        let Some(batch) = batches.try_next().await? else { break };
         let stored = tokio::task::block_in_place(|| sink.store(&batch))?;
         println!("  batch of {}: {stored} new orders", batch.len());
-        batch.iter().for_each(Record::ack);
+        batch.ack();
     }
     // No `close` and no saved checkpoint: the process could crash here.
     Ok(())

@@ -8,9 +8,9 @@
 //!                           record of another epoch: yield, collecting with this record
 //! ```
 //!
-//! An error that has ended a batch is kept and yielded by the next poll. Everything that is collected
-//! belongs to the stream, so a dropped `next()` loses nothing. A panic of the inner stream leaves the
-//! records that it has yielded.
+//! An error that has ended a batch is kept and yielded by the next poll. Everything that is
+//! collected belongs to the stream, so a dropped `next()` loses nothing. A panic of the inner
+//! stream leaves the records that it has yielded.
 
 use std::fmt;
 use std::pin::Pin;
@@ -114,8 +114,8 @@ impl<R: AsRef<Record>> Collector<R> {
         self.records.len() >= self.max
     }
 
-    /// Adds a record. Returns the batch that is due: a full one, or the one that the record must not
-    /// join.
+    /// Adds a record. Returns the batch that is due: a full one, or the one that the record must
+    /// not join.
     fn add(&mut self, record: R) -> Option<RecordBatch<R>> {
         let is_admitted = match self.records.last() {
             Some(last) if record.as_ref().is_of_response_of(last.as_ref()) => true,

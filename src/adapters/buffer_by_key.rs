@@ -17,9 +17,9 @@
 //! records is not reached, it takes records from the stream. Then it polls the handlers. A handler
 //! that completes leaves its slot and its key before its output is yielded.
 //!
-//! A panic of `f`, of a handler or of a handler's destructor is caught, the slot and the key are left
-//! as after an output, and the panic continues. So the next poll neither waits for a handler that is
-//! gone nor runs two records of a key at once.
+//! A panic of `f`, of a handler or of a handler's destructor is caught, the slot and the key are
+//! left as after an output, and the panic continues. The next poll then does not wait for a handler
+//! that is gone, and does not run two records of a key at once.
 
 use std::any::Any;
 use std::fmt;
@@ -35,8 +35,8 @@ use super::MAX_TAKEN_PER_POLL;
 use super::key_queue::{Key, KeyHasher, KeyQueue};
 use crate::record::{Acker, Record};
 
-/// The most records that wait, for each slot. A burst of one key is absorbed without slowing down the
-/// other keys if it is not longer than this times `limit`; with 64 slots, 1,024 records.
+/// The most records that wait, for each slot. A burst of one key is absorbed without slowing down
+/// the other keys if it is not longer than this times `limit`; with 64 slots, 1,024 records.
 const MAX_WAITING_PER_SLOT: usize = 16;
 
 pin_project! {

@@ -23,9 +23,9 @@ pin_project! {
 
 /// A value with the record from which it was decoded.
 ///
-/// Yielded by [`decode`](crate::RecordStreamExt::decode). It dereferences to the value. It keeps the
-/// record, and thereby its response in memory (see [`Record`]): to keep a value for long, separate it
-/// by [`into_parts`](Self::into_parts).
+/// Yielded by [`decode`](crate::RecordStreamExt::decode). It dereferences to the value. It keeps
+/// the record, and thereby its response in memory (see [`Record`]): to keep a value for long,
+/// separate it by [`into_parts`](Self::into_parts).
 ///
 /// With [`CheckpointOn::Ack`](crate::CheckpointOn::Ack), a value that is dropped without
 /// [`ack`](Self::ack) stops the checkpoint of its shard.
@@ -51,8 +51,9 @@ pub struct Decoded<T> {
 /// The error of [`decode`](crate::RecordStreamExt::decode): of the stream, or of one record.
 ///
 /// It is a [`std::error::Error`], whatever the type `D` of the cause is, as long as that has
-/// `Display` and `Debug`: a `String`, `anyhow::Error` or `Box<dyn Error>` is fine. Its text contains
-/// the cause, and names the record by its shard and sequence number. It does not contain the payload.
+/// `Display` and `Debug`: a `String`, `anyhow::Error` or `Box<dyn Error>` is fine. Its text
+/// contains the cause, and names the record by its shard and sequence number. It does not contain
+/// the payload.
 ///
 /// ```
 /// use kinestream::{DecodeError, Record};

@@ -8,7 +8,7 @@
 //!       finish, no record waits
 //! ```
 //!
-//! A key is busy or ready while it has a lane: the queue of the records that arrived meanwhile.
+//! A key is busy or ready while it has a lane: a queue of the records that wait.
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
@@ -19,8 +19,8 @@ use crate::record::Record;
 
 /// The hash of a stream and a partition key.
 ///
-/// Two keys with one hash, of which a million keys have a chance of 1 in 37 million, are handled one
-/// after another: the cost is concurrency, never order.
+/// Two keys with one hash, of which a million keys have a chance of 1 in 37 million, are handled
+/// one after another: the cost is concurrency, never order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Key(u64);
 
@@ -64,7 +64,8 @@ impl<R> KeyQueue<R> {
         self.waiting
     }
 
-    /// Returns the record if its key is free, which is busy from now on. Otherwise the record waits.
+    /// Returns the record if its key is free, which is busy from now on. Otherwise the record
+    /// waits.
     pub(super) fn push(&mut self, key: Key, record: R) -> Option<R> {
         match self.lanes.entry(key) {
             Entry::Vacant(lane) => {

@@ -6,8 +6,8 @@ use crate::record::Record;
 
 /// Records that are processed and acknowledged together.
 ///
-/// Yielded by [`batches`](crate::RecordStreamExt::batches), with at least one record. It dereferences
-/// to a slice, and can be iterated by value and by reference. `R` is [`Record`], or
+/// Yielded by [`batches`](crate::RecordStreamExt::batches), with at least one record. It
+/// dereferences to a slice, and can be iterated by value and by reference. `R` is [`Record`], or
 /// [`Decoded`](crate::Decoded) after [`decode`](crate::RecordStreamExt::decode). For a test of your
 /// own code, create one from a `Vec`.
 ///

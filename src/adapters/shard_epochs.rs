@@ -8,8 +8,8 @@ use crate::record::Record;
 
 /// The epoch of each shard that has a record in the batch.
 ///
-/// Shards are known by their hash, which needs no copy of their name. Two shards with one hash would
-/// end a batch early, and never mix epochs.
+/// Shards are known by their hash, which needs no copy of their name. Two shards with one hash
+/// would end a batch early, and never mix epochs.
 #[derive(Debug, Default)]
 pub(super) struct ShardEpochs {
     hasher: RandomState,

@@ -39,7 +39,10 @@ fn any_step() -> impl Strategy<Value = Step> {
     // Some keys bring more records than others.
     let key = prop_oneof![4 => Just(0), 2 => Just(1), 1 => Just(2), 1 => Just(3)];
     let end = prop_oneof![
-        6 => Just(End::Ok), 2 => Just(End::Err), 1 => Just(End::Panic), 1 => Just(End::PanicOfDestructor)
+        6 => Just(End::Ok),
+        2 => Just(End::Err),
+        1 => Just(End::Panic),
+        1 => Just(End::PanicOfDestructor),
     ];
     prop_oneof![
         8 => (key, prop::bool::weighted(0.05))
@@ -49,7 +52,7 @@ fn any_step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What the handlers do.
+/// The records and handlers, as the test sees them.
 #[derive(Default)]
 struct Watched {
     limit: usize,
@@ -181,8 +184,8 @@ fn deliver(source: &Source, key: usize, number: usize, breaks_f: bool) {
 }
 
 proptest! {
-    /// Every record starts, in the order of its key, one of a key at a time, within the limits; each
-    /// item is yielded once; a caller that polls only when it is awakened misses nothing.
+    /// Every record starts, in the order of its key, one of a key at a time, within the limits;
+    /// each item is yielded once; a caller that polls only when it is awakened misses nothing.
     #[test]
     fn every_schedule_keeps_order_limits_and_wakes(
         limit in 1..4_usize,

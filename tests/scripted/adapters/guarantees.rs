@@ -21,13 +21,13 @@ use crate::consumer;
 
 const KEYS: usize = 12;
 const RECORDS: usize = 250;
-const SEEDS: u64 = 40;
+const SEEDS: u64 = 100;
 const MILLI: Duration = Duration::from_millis(1);
 
 /// The payload of a record: the number of its key, and its index in the key.
 type Payload = (usize, usize);
 
-/// What the program has received and done.
+/// The records that the program has received, handled and acknowledged.
 #[derive(Debug, Default)]
 struct Log {
     /// The positions of all records that the stream has delivered.
