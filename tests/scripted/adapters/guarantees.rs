@@ -35,6 +35,10 @@ struct Log {
     acknowledged: BTreeSet<Payload>,
     handled: BTreeSet<Payload>,
     broken: Vec<String>,
+    /// The number of records that were delivered before.
+    redelivered: usize,
+    /// The number of runs that have failed.
+    failed: usize,
 }
 
 impl Log {
@@ -211,7 +215,9 @@ impl Run {
     async fn read(&self, records: kinestream::Records) -> anyhow::Result<()> {
         let records = records.inspect_ok(|record| {
             let place = (record.shard_id().clone(), payload(record).unwrap());
-            self.log.lock().unwrap().delivered.insert(place, record.checkpoint());
+            let mut log = self.log.lock().unwrap();
+            let before = log.delivered.insert(place, record.checkpoint());
+            log.redelivered += usize::from(before.is_some());
         });
         let limit = self.rng.borrow_mut().usize(1..9);
         let age = self.pause(500);
@@ -281,8 +287,9 @@ impl Run {
     }
 }
 
-/// Runs the program again and again until every record is handled.
-async fn run_world(seed: u64) {
+/// Runs the program again and again until every record is handled. Returns the numbers of runs, of
+/// failed runs and of redelivered records.
+async fn run_world(seed: u64) -> [usize; 3] {
     let mut rng = Rng::with_seed(seed);
     let kinesis = Kinesis::new();
     kinesis.set_latency(5 * MILLI);
@@ -309,12 +316,14 @@ async fn run_world(seed: u64) {
         assert!(runs < 1000, "{about}: records are lost: {:?}", store.log.lock().unwrap().handled);
         let (interval, time) = {
             let mut rng = rng.borrow_mut();
-            (MILLI * [0, 20, 200][rng.usize(..3)], MILLI * rng.u32(1..10_000))
+            (MILLI * [0, 20, 200][rng.usize(..3)], MILLI * rng.u32(1..3_000))
         };
         let consumer = build(interval);
         let run = Run { log: Arc::clone(&store.log), rng: Rc::clone(&rng), on, pipeline };
-        // Dropped with everything in progress.
-        let _dropped_or_failed = timeout(time, run.read(consumer.records())).await;
+        // At the end of its time, dropped with everything in progress.
+        if let Ok(Err(_failure)) = timeout(time, run.read(consumer.records())).await {
+            store.log.lock().unwrap().failed += 1;
+        }
         if rng.borrow_mut().bool() {
             consumer.close().await.unwrap();
         }
@@ -322,13 +331,18 @@ async fn run_world(seed: u64) {
     let log = store.log.lock().unwrap();
     assert!(log.broken.is_empty(), "{about}: {:#?}", log.broken);
     assert_eq!(log.handled.len(), RECORDS, "{about}");
+    [runs, log.failed, log.redelivered]
 }
 
 #[test]
 fn adapters_keep_the_guarantees_in_random_worlds() {
+    let mut totals = [0; 3];
     for seed in 0..SEEDS {
         let mut builder = tokio::runtime::Builder::new_current_thread();
         let runtime = builder.enable_time().start_paused(true).build().unwrap();
-        runtime.block_on(run_world(seed).boxed_local());
+        let counts = runtime.block_on(run_world(seed).boxed_local());
+        totals = std::array::from_fn(|index| totals[index] + counts[index]);
     }
+    let [runs, failed, redelivered] = totals;
+    assert!(runs > 400 && failed > 100 && redelivered > 1000, "expected faults: {totals:?}");
 }
