@@ -92,7 +92,7 @@ mod tests {
             RecordFixture { number, acks, ..RecordFixture::default() }.record(b"")
         };
         let items = [Ok(record(0)), Ok(record(1)), Err("failed"), Ok(record(2)), Ok(record(3))];
-        let even = stream::iter(items).ack_filter(|record| record.number % 2 == 0);
+        let even = stream::iter(items).ack_filter(|record| record.number.is_multiple_of(2));
         let even: Vec<_> = even.collect().now_or_never().unwrap();
         let numbers: Vec<_> = even.iter().map(|item| item.as_ref().map(|it| it.number)).collect();
         assert_eq!(numbers, [Ok(0), Err(&"failed"), Ok(2)]);

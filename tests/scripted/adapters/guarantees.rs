@@ -262,9 +262,9 @@ impl Run {
         records: impl futures::Stream<Item = Result<Record>>,
     ) -> impl futures::Stream<Item = anyhow::Result<kinestream::Decoded<Payload>>> {
         records
-            .decode(|record| match is_undecodable(record) {
-                true => Err("an undecodable record"),
-                false => Ok(payload(record).unwrap()),
+            .decode(|record| {
+                let value = payload(record).unwrap();
+                if is_undecodable(record) { Err("an undecodable record") } else { Ok(value) }
             })
             .filter_map(async |decoded| match decoded {
                 Err(DecodeError::Undecodable { record, cause: _ }) => {
