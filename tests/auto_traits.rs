@@ -4,10 +4,10 @@
 use kinestream::store::{Scope, lease};
 use kinestream::{
     Acker, ApplicationStatus, Checkpoint, CheckpointOn, Consumer, ConsumerBuilder, EncryptionType,
-    Error, ErrorKind, Event, Events, FallbackReason, Health, IfLeased, InFlightLimit, MemoryBudget,
-    MemoryStore, OnTrimmed, Record, Records, SequenceNumber, ShardFailure, ShardId, ShardOrdering,
-    ShardPosition, ShardState, ShardStatus, ShardStream, Shards, StartingPosition, Task,
-    WireFormat,
+    EndingPosition, Error, ErrorKind, Event, Events, FallbackReason, Health, IfLeased,
+    InFlightLimit, MemoryBudget, MemoryStore, OnTrimmed, Record, Records, SequenceNumber,
+    ShardFailure, ShardId, ShardOrdering, ShardPosition, ShardState, ShardStatus, ShardStream,
+    Shards, StartingPosition, Task, WireFormat,
 };
 
 fn assert_all<T: Send + Sync + Unpin + std::fmt::Debug + 'static>() {}
@@ -22,6 +22,7 @@ fn public_types_keep_their_auto_traits() {
     assert_all::<Consumer>();
     assert_all::<ConsumerBuilder>();
     assert_all::<EncryptionType>();
+    assert_all::<EndingPosition>();
     assert_all::<Error>();
     assert_all::<ErrorKind>();
     assert_all::<Event>();

@@ -100,6 +100,46 @@ pub(super) fn balance(
     changes
 }
 
+/// Returns the changes by which worker `me`, which reads only the shards that it `selects`, takes its
+/// share of them.
+///
+/// The table does not show which shards other workers select. So the worker makes changes for itself
+/// only: it takes each free shard that it reads, and then leases of the workers that hold more of
+/// its shards than it does. Each move makes two workers more equal, so no moves alternate, whatever
+/// the workers select. A worker that holds none of the shards takes its share itself.
+pub(super) fn pull(
+    table: &LeaseTable,
+    readable: &BTreeSet<ShardId>,
+    selects: impl Fn(&ShardId) -> bool,
+    exclusions: &Exclusions,
+    me: &Arc<str>,
+) -> Vec<Change> {
+    let holder = |lease: &Lease| {
+        lease.holder().filter(|holder| table.workers.contains_key(*holder)).cloned()
+    };
+    let is_free = |shard: &&ShardId| {
+        let lease = table.leases.get(*shard);
+        lease.is_some_and(|lease| holder(lease).is_none()) && !exclusions.has(shard, me)
+    };
+    let free = readable.iter().filter(is_free);
+    let taken = free.map(|shard| Change::Assign { shard: shard.clone(), to: Arc::clone(me) });
+    let taken: Vec<Change> = taken.collect();
+    if !taken.is_empty() {
+        return taken;
+    }
+    let mut view = table.clone();
+    view.leases.retain(|shard, lease| selects(shard) && holder(lease).is_some());
+    let holders: BTreeSet<Arc<str>> = view.leases.values().filter_map(&holder).collect();
+    view.workers.retain(|worker, _| worker == me || holders.contains(worker));
+    for worker in view.workers.values_mut().filter(|worker| worker.capacity > 0) {
+        // A worker that names its shards declares what it holds.
+        worker.capacity = u32::MAX;
+    }
+    let mut changes = balance(&view, readable, exclusions);
+    changes.retain(|change| matches!(change, Change::Offer { to, .. } if to == me));
+    changes
+}
+
 /// The number of leases of a worker, and its limits for more.
 struct WorkerShare<'a> {
     worker: &'a Arc<str>,

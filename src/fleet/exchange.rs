@@ -124,7 +124,7 @@ impl Worker {
             worker: self.deps.config.worker_id.clone(),
             incarnation: self.incarnation,
             lease_duration: self.deps.config.lease_duration,
-            capacity: self.capacity(),
+            capacity: self.capacity(&changes),
             leaving: false,
             known: (is_known || only_if_unchanged).then_some(known),
             only_if_unchanged,

@@ -119,7 +119,7 @@ impl FanOutFetcher {
             Ok(new) => {
                 self.fetch_state.pace.subscribed();
                 (self.placed, self.placed_at) = (true, new.asked);
-                self.fetch_state.placed(new.date);
+                self.fetch_state.placed(new.date, new.asked);
                 return Ok(Some(new.subscription));
             }
             Err(refused) => refused,
@@ -166,7 +166,7 @@ impl FanOutFetcher {
         &mut self,
         mut event: SubscribeToShardEvent,
         message: EventMessage,
-        subscription: Subscription,
+        mut subscription: Subscription,
     ) -> Result<Option<FetchedResponse>, Interrupt> {
         self.expected = 0;
         let named = message.named;
@@ -208,6 +208,12 @@ impl FanOutFetcher {
         if matches!(beginning, Beginning::Replaced | Beginning::Postponed) {
             return Ok(None);
         }
+        if beginning == Beginning::Sound && next.is_some() && children.is_none() {
+            match self.fetch_state.end_at_tip().await {
+                Ok(outcome) => outcome?,
+                Err(failure) => return self.fetch_state.recover(failure).await.map(|()| None),
+            }
+        }
         if !has_records {
             let is_long = self.placed_at.elapsed() >= UNDECIDED_FOR;
             if beginning == Beginning::Undecided && is_long && self.fetch_state.seek_oldest() {
@@ -216,16 +222,20 @@ impl FanOutFetcher {
             self.fetch_state.approach(lag.and(next.as_ref()));
         }
         let (buffer, memory) = space.hold(buffer);
-        let Unpacked { batch, has_invalid_number } = self
+        let Unpacked { batch, is_reached, has_invalid_number } = self
             .fetch_state
             .unpack(MeasuredRecords { records, buffer, memory, bytes, lag }, self.placed);
         let may_be_behind = lag.is_none_or(|lag| lag > 0);
         self.placed &= may_be_behind && batch.len() == 0;
+        if is_reached {
+            return Ok(Some(FetchedResponse::last(batch)));
+        }
         let is_empty = batch.len() == 0;
         if !is_empty {
             self.patience = CHECKED_FOR;
         }
-        let mut response = FetchedResponse { error: None, batch, passed: None, end: None };
+        let mut response =
+            FetchedResponse { error: None, batch, passed: None, end: None, is_reached: false };
         // Without a valid next position, the next subscription begins where this one stopped.
         match next {
             _ if has_invalid_number => {
@@ -236,6 +246,13 @@ impl FanOutFetcher {
             Some(next) if children.is_none() || has_records || may_be_behind => {
                 self.fetch_state.note_next_position(is_empty && has_records, has_records);
                 self.fetch_state.report_recovery(is_empty);
+                if beginning == Beginning::Sound && !may_be_behind && children.is_none() {
+                    // The event may be as old as its subscription.
+                    self.fetch_state.note_tip(self.placed_at);
+                    if self.fetch_state.needs_later_tip(self.placed_at) {
+                        subscription.renew_at = Instant::now();
+                    }
+                }
                 self.subscription = Some(subscription);
                 if beginning == Beginning::Sound
                     && let Some(lag) = lag

@@ -12,6 +12,13 @@ mod listening;
 #[path = "../support/raw_waker.rs"]
 mod raw_waker;
 
+/// Reads that end, and reads of some shards.
+mod bounds {
+    mod endings;
+    mod jobs;
+    mod only_shards;
+}
+
 /// Delivery and acknowledgement.
 mod delivery {
     mod cancellation;
