@@ -304,6 +304,60 @@ mod tests {
         }
     }
 
+    proptest! {
+        /// Each worker takes its share in turn, and knows only its own set.
+        #[test]
+        fn workers_with_any_sets_take_every_shard_and_stop(
+            sets in prop::collection::vec(prop::collection::btree_set(0..12_usize, 1..12), 1..6),
+            owners in prop::collection::vec(prop::option::of(0..6_usize), 12),
+            are_equal in any::<bool>(),
+        ) {
+            let set = |worker: usize| if are_equal { &sets[0] } else { &sets[worker] };
+            let owned = owners.iter().enumerate().map(|(number, owner)| {
+                (owner.filter(|owner| *owner < sets.len() && set(*owner).contains(&number)), None)
+            });
+            let owned: Vec<_> = owned.collect();
+            let mut table = table(&vec![1; sets.len()], &owned);
+            let (mut rounds, mut is_settled) = (0, false);
+            while !is_settled {
+                is_settled = true;
+                for number in 0..sets.len() {
+                    let set: BTreeSet<ShardId> = set(number).iter().copied().map(shard).collect();
+                    let me = worker(number);
+                    let selects = |shard: &ShardId| set.contains(shard);
+                    let changes = pull(&table, &set, selects, &Exclusions::default(), &me);
+                    for change in &changes {
+                        let (Change::Assign { shard, to } | Change::Offer { shard, to }) = change
+                        else {
+                            unreachable!("pull returns only Assign and Offer")
+                        };
+                        prop_assert!(*to == me && set.contains(shard), "{:?}", change);
+                    }
+                    is_settled &= changes.is_empty();
+                    apply(&mut table, &changes);
+                    // A handoff completes before the next worker decides, or later.
+                    if rounds % 2 == 0 {
+                        for lease in table.leases.values_mut() {
+                            lease.owner = lease.next_owner.take().or(lease.owner.take());
+                        }
+                    }
+                }
+                rounds += 1;
+                prop_assert!(rounds < 30, "the leases move without an end");
+            }
+            for number in 0..12 {
+                let lease = &table.leases[&shard(number)];
+                let is_named = (0..sets.len()).any(|worker| set(worker).contains(&number));
+                prop_assert_eq!(lease.holder().is_some(), is_named, "{}", number);
+            }
+            if are_equal {
+                let counts = counts(&table);
+                let (most, least) = (counts.iter().max(), counts.iter().min());
+                prop_assert!(most.unwrap() - least.unwrap() <= 1, "{:?}", counts);
+            }
+        }
+    }
+
     fn refusing(shards: &[(usize, usize)], barred: &[usize]) -> Exclusions {
         let mut exclusions = Exclusions::default();
         for (number, by) in shards {

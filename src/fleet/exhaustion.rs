@@ -32,7 +32,7 @@ use crate::record::ShardId;
 use crate::store::lease::{Lease, LeaseTable};
 use crate::telemetry::log_line;
 
-/// How the stream of a shard has ended while the worker holds the lease.
+/// The end of a shard's stream while the worker holds the lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StreamEnd {
     /// At the end of the shard. Its last records may be unacknowledged.
@@ -58,7 +58,7 @@ impl Worker {
         if self.listing.applied.is_some_and(|began| began >= since) {
             log_line!(info, scope = %self.deps.scope, "nothing left to read; the stream ends");
             self.has_ended = true;
-            // If the receiver is gone, nobody waits for the end.
+            // If the receiver is gone, the caller has dropped the stream.
             let _dropped = self.deps.assignments.send(Assignment::End);
         } else if !self.listing.is_under_way && !self.listing.is_requested {
             self.request_listing();
@@ -85,8 +85,8 @@ impl Worker {
     }
 }
 
-/// Returns true if the table shows nothing that worker `me` has to read. `stream_end` returns how
-/// the stream of a shard that it holds in an epoch has ended.
+/// Returns true if the table shows nothing that worker `me` has to read. `stream_end` returns the
+/// end of the stream of a shard that it holds in an epoch.
 fn has_nothing_to_read(
     table: &LeaseTable,
     rules: &ReadRules,

@@ -36,7 +36,7 @@ pub(super) struct OwnedShard {
     /// True if the store has confirmed the end of the shard.
     pub(super) is_end_saved: bool,
     pub(super) is_leaving: bool,
-    /// How the stream of the shard has ended; `None` while the shard is read.
+    /// The end of the shard's stream; `None` while the shard is read.
     pub(super) stream_end: Option<StreamEnd>,
     /// Set when the stream has ended; the last records may be unacknowledged.
     pub(super) telemetry: Option<ShardTelemetry>,
@@ -160,7 +160,7 @@ impl OwnedShards {
         self.shards.get(shard).map(|holding| holding.lease_handle.epoch())
     }
 
-    /// Returns how the stream of a shard has ended that the worker owns in this epoch.
+    /// Returns the end of the stream of a shard that the worker owns in this epoch.
     pub(super) fn stream_end(&self, shard: &ShardId, epoch: u64) -> Option<StreamEnd> {
         let holding = self.shards.get(shard)?;
         holding.stream_end.filter(|_| holding.lease_handle.epoch() == epoch)

@@ -262,7 +262,7 @@ impl Worker {
         }
     }
 
-    /// Notes how the stream of a shard has ended. The lease is kept.
+    /// Notes the end of a shard's stream. The lease is kept.
     fn note_stream_end(
         &mut self,
         shard: &ShardId,

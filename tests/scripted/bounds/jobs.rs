@@ -167,7 +167,7 @@ async fn position_that_is_moved_back_is_read_again_until_the_stream_has_ended() 
     }
     job.seek(kinestream::StartingPosition::TrimHorizon).await.unwrap();
     assert_eq!(rest(&mut records).await.len(), 200);
-    // Nobody reads the shards after the end of the stream.
+    // No shard is read after the end of the stream.
     job.seek(kinestream::StartingPosition::TrimHorizon).await.unwrap();
     let before = calls(&fleet.kinesis, "GetRecords").len();
     sleep(600 * SECOND).await;
