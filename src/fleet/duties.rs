@@ -400,7 +400,7 @@ impl Worker {
 
     /// Returns true if the worker accepts no further lease.
     fn is_full(&self) -> bool {
-        self.has_ended
+        self.accepts_nothing()
             || self.deps.assignments.is_closed()
             || self.owned.is_neglected()
             || self.is_unproven()

@@ -78,6 +78,7 @@ impl Worker {
                     self.apply_listing();
                 }
             }
+            self.note_declared();
             self.handle_response(response);
             self.deps.telemetry.renewed(self.owned.len());
             // Only after the table was applied, since a lost lease must not become valid again. A

@@ -1,16 +1,22 @@
 //! The end of a reading with an ending position or with named shards: nothing is left to read.
 //!
 //! ```text
-//!            the table shows no shard             a listing that began since then
-//!            that this worker has to read         shows no other shard either
-//!   reading ──────────────────────────────► confirming ─────────────────────────► ended
-//!      ▲                                        │
-//!      └──── the table shows a shard to read ───┘
+//!            the table shows no shard            a listing that began since then
+//!            that this worker has to read        shows no other shard either
+//!   reading ─────────────────────────► confirming ───────────────────► declaring
+//!    ▲  ▲                                  │                            │    │ the store has the
+//!    │  └── the table shows a shard ───────┘                            │    │ declaration, and the
+//!    └───── to read ────────────────────────────────────────────────────┘    │ table still shows
+//!                                                                            ▼ no shard
+//!                                                                          ended
 //! ```
 //!
-//! The worker then ends the caller's stream. It keeps and renews its leases, since records may be in
-//! flight, and accepts no other lease. It releases them when the consumer is closed or the stream is
-//! dropped.
+//! While it declares, the worker states a capacity of the leases that it holds. Only then may its
+//! stream end: another worker that did not know would assign a shard to this one, and end its own
+//! stream because that shard has an owner.
+//!
+//! After the end the worker keeps and renews its leases, since records may be in flight. It releases
+//! them when the consumer is closed or the stream is dropped.
 //!
 //! A shard is left to read unless it is
 //!
@@ -41,28 +47,76 @@ pub(super) enum StreamEnd {
     EndingPosition,
 }
 
+/// The progress of a reading towards its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Exhaustion {
+    #[default]
+    Reading,
+    /// The table has shown nothing to read since then.
+    Confirming { since: Instant },
+    /// The worker accepts no further lease. `is_declared` is true once the store has that.
+    Declaring { is_declared: bool },
+    /// The caller's stream has ended.
+    Ended,
+}
+
 impl Worker {
     /// Ends the caller's stream once nothing is left to read. Does nothing in a reading without
     /// bounds.
     pub(super) fn end_when_exhausted(&mut self) {
         let config = &self.deps.config;
-        if self.has_ended || !(config.is_bounded || config.rules.is_partial()) {
+        if self.exhaustion == Exhaustion::Ended || !(config.is_bounded || config.rules.is_partial())
+        {
             return;
         }
         let now = Instant::now();
         if !self.is_exhausted(now) {
-            self.exhausted_since = None;
+            if self.accepts_nothing() {
+                // Withdraws the declaration.
+                self.renew_at = now;
+            }
+            self.exhaustion = Exhaustion::Reading;
             return;
         }
-        let since = *self.exhausted_since.get_or_insert(now);
-        if self.listing.applied.is_some_and(|began| began >= since) {
-            log_line!(info, scope = %self.deps.scope, "nothing left to read; the stream ends");
-            self.has_ended = true;
-            // If the receiver is gone, the caller has dropped the stream.
-            let _dropped = self.deps.assignments.send(Assignment::End);
-        } else if !self.listing.is_under_way && !self.listing.is_requested {
-            self.request_listing();
+        match self.exhaustion {
+            Exhaustion::Reading => {
+                self.exhaustion = Exhaustion::Confirming { since: now };
+                self.request_listing();
+            }
+            Exhaustion::Confirming { since } if self.has_listed_since(since) => {
+                self.exhaustion = Exhaustion::Declaring { is_declared: false };
+                self.renew_at = now;
+            }
+            Exhaustion::Confirming { .. } => {
+                if !self.listing.is_under_way && !self.listing.is_requested {
+                    self.request_listing();
+                }
+            }
+            Exhaustion::Declaring { is_declared: true } => {
+                log_line!(info, scope = %self.deps.scope, "nothing left to read; the stream ends");
+                self.exhaustion = Exhaustion::Ended;
+                // If the receiver is gone, the caller has dropped the stream.
+                let _dropped = self.deps.assignments.send(Assignment::End);
+            }
+            Exhaustion::Declaring { is_declared: false } | Exhaustion::Ended => {}
         }
+    }
+
+    /// Notes that the store has the capacity of this worker.
+    pub(super) fn note_declared(&mut self) {
+        if let Exhaustion::Declaring { is_declared } = &mut self.exhaustion {
+            *is_declared = true;
+        }
+    }
+
+    /// Returns true if the worker accepts no lease, because it has nothing to read.
+    pub(super) fn accepts_nothing(&self) -> bool {
+        matches!(self.exhaustion, Exhaustion::Declaring { .. } | Exhaustion::Ended)
+    }
+
+    /// Returns true if the changes of a listing that began at `since` or later are in the table.
+    fn has_listed_since(&self, since: Instant) -> bool {
+        self.listing.applied.is_some_and(|began| began >= since)
     }
 
     /// Returns true if the worker knows the current table, has nothing to change in it, and the

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::exclusions::ExclusionTracker;
-use super::exhaustion::StreamEnd;
+use super::exhaustion::{Exhaustion, StreamEnd};
 use super::owned_shards::OwnedShards;
 use super::reachability::Reachability;
 use super::{AssignedShard, WorkerDeps};
@@ -71,10 +71,7 @@ pub(crate) struct Worker {
     pub(super) reachability: Reachability,
     /// The time since which the table shows a lease of another worker that cannot reach Kinesis.
     pub(super) stranded: Option<Instant>,
-    /// The time since which the table shows nothing to read, in a bounded reading.
-    pub(super) exhausted_since: Option<Instant>,
-    /// True if the caller's stream has ended, because nothing is left to read.
-    pub(super) has_ended: bool,
+    pub(super) exhaustion: Exhaustion,
     pub(super) tasks: JoinSet<TaskOutcome>,
 }
 
@@ -153,8 +150,7 @@ impl Worker {
             losses: Vec::new(),
             reachability: Reachability::new(deps.config.lease_duration, now),
             stranded: None,
-            exhausted_since: None,
-            has_ended: false,
+            exhaustion: Exhaustion::default(),
             tasks: JoinSet::new(),
             deps,
         }

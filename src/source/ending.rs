@@ -28,7 +28,6 @@ use super::Position;
 use super::fetch_state::{FetchState, Interrupt};
 use super::kinesis::MAX_CLOCK_SKEW;
 use crate::clock::Clock;
-use crate::error::ClassifiedError;
 
 /// The resolution of the `Date` header, by which the server's clock is known.
 const DATE_RESOLUTION: Duration = Duration::from_secs(1);
@@ -192,21 +191,22 @@ impl FetchState {
     }
 
     /// Handles a response that names a next position, before its records are taken. Ends the source
-    /// at the ending position if the shard had caught up before and is still open.
-    ///
-    /// # Errors
-    ///
-    /// Returns the failure of the listing. The response is then discarded, and its records are
+    /// at the ending position if the shard had caught up before and is still open. Returns true if
+    /// the listing that shows this has failed: the response is then discarded, and its records are
     /// fetched again.
-    pub(super) async fn end_at_tip(&mut self) -> Result<Result<(), Interrupt>, ClassifiedError> {
-        let Some(since) = self.state.at_tip else { return Ok(Ok(())) };
-        let presence = self.kinesis.shard_presence(self.telemetry.shard_id(), since).await?;
+    pub(super) async fn end_at_tip(&mut self) -> Result<bool, Interrupt> {
+        let Some(since) = self.state.at_tip else { return Ok(false) };
+        let listed = self.kinesis.shard_presence(self.telemetry.shard_id(), since).await;
+        let presence = match listed {
+            Ok(presence) => presence,
+            Err(failure) => return self.recover(failure).await.map(|()| true),
+        };
         if presence.is_listed && !presence.has_ended {
-            return Ok(Err(Interrupt::Reached));
+            return Err(Interrupt::Reached);
         }
         // The children may have records of the time, so the shard is read to its end first.
         self.state.at_tip = None;
-        Ok(Ok(()))
+        Ok(false)
     }
 }
 

@@ -34,7 +34,7 @@ use super::subscription::{
 };
 use super::unproven_end::{INVALID_NUMBER, OpenEnd};
 use crate::error::{ClassifiedError, ErrorKind, RetryAction};
-use crate::record::{KnownShard, SequenceNumber};
+use crate::record::SequenceNumber;
 use crate::telemetry::log_line;
 
 /// The time without a permit after which the subscription is dropped. A new subscription takes at
@@ -208,11 +208,9 @@ impl FanOutFetcher {
         if matches!(beginning, Beginning::Replaced | Beginning::Postponed) {
             return Ok(None);
         }
-        if beginning == Beginning::Sound && next.is_some() && children.is_none() {
-            match self.fetch_state.end_at_tip().await {
-                Ok(outcome) => outcome?,
-                Err(failure) => return self.fetch_state.recover(failure).await.map(|()| None),
-            }
+        let is_open = next.is_some() && children.is_none();
+        if beginning == Beginning::Sound && is_open && self.fetch_state.end_at_tip().await? {
+            return Ok(None);
         }
         if !has_records {
             let is_long = self.placed_at.elapsed() >= UNDECIDED_FOR;
@@ -246,12 +244,8 @@ impl FanOutFetcher {
             Some(next) if children.is_none() || has_records || may_be_behind => {
                 self.fetch_state.note_next_position(is_empty && has_records, has_records);
                 self.fetch_state.report_recovery(is_empty);
-                if beginning == Beginning::Sound && !may_be_behind && children.is_none() {
-                    // The event may be as old as its subscription.
-                    self.fetch_state.note_tip(self.placed_at);
-                    if self.fetch_state.needs_later_tip(self.placed_at) {
-                        subscription.renew_at = Instant::now();
-                    }
+                if beginning == Beginning::Sound && is_open && !may_be_behind {
+                    self.note_tip(&mut subscription);
                 }
                 self.subscription = Some(subscription);
                 if beginning == Beginning::Sound
@@ -267,18 +261,8 @@ impl FanOutFetcher {
                 Ok(Some(response))
             }
             None if children.is_none() => {
-                if is_empty {
-                    response.end = self.open_end(is_empty, has_records, lag).await?;
-                    if response.end.is_some() {
-                        if !self.fetch_state.judge_end(beginning).await? {
-                            return Ok(None);
-                        }
-                        self.fetch_state.telemetry.succeeded();
-                    }
-                    return Ok(Some(response));
-                }
-                let doubt = self.open_end(is_empty, has_records, lag).await.map(drop);
-                FetchedResponse::doubtful(response.batch, doubt).map(Some)
+                let end = OpenEnd { is_empty, has_records, lag };
+                self.end_open(response, beginning, &end).await
             }
             _ => {
                 self.fetch_state.note_next_position(is_empty && has_records, has_records);
@@ -302,13 +286,34 @@ impl FanOutFetcher {
         self.fetch_state.may_be_overtaken(reached).await
     }
 
-    async fn open_end(
+    /// Notes an event that shows the tip of the open shard. The event may be as old as its
+    /// subscription, which is renewed if only a later event is of use.
+    fn note_tip(&mut self, subscription: &mut Subscription) {
+        self.fetch_state.note_tip(self.placed_at);
+        if self.fetch_state.needs_later_tip(self.placed_at) {
+            subscription.renew_at = Instant::now();
+        }
+    }
+
+    /// Handles an event without a next position that names no child of the shard.
+    async fn end_open(
         &mut self,
-        is_empty: bool,
-        has_records: bool,
-        lag: Option<i64>,
-    ) -> Result<Option<Vec<KnownShard>>, Interrupt> {
-        self.fetch_state.proven_end(&OpenEnd { is_empty, has_records, lag }).await
+        mut response: FetchedResponse,
+        beginning: Beginning,
+        end: &OpenEnd,
+    ) -> Result<Option<FetchedResponse>, Interrupt> {
+        let proven = self.fetch_state.proven_end(end).await;
+        if !end.is_empty {
+            return FetchedResponse::doubtful(response.batch, proven.map(drop)).map(Some);
+        }
+        response.end = proven?;
+        if response.end.is_some() {
+            if !self.fetch_state.judge_end(beginning).await? {
+                return Ok(None);
+            }
+            self.fetch_state.telemetry.succeeded();
+        }
+        Ok(Some(response))
     }
 
     /// Forgets the registered consumer if it may be gone, so that the next attempt looks it up or

@@ -157,14 +157,9 @@ impl PollingFetcher {
             }
             Err(interrupt) => return Err(interrupt),
         };
-        if beginning == Beginning::Sound && !is_last {
-            match self.fetch_state.end_at_tip().await {
-                Ok(outcome) => outcome?,
-                Err(failure) => {
-                    self.iterator = None;
-                    return self.fetch_state.recover(failure).await.map(|()| None);
-                }
-            }
+        if beginning == Beginning::Sound && !is_last && self.fetch_state.end_at_tip().await? {
+            self.iterator = None;
+            return Ok(None);
         }
         let (buffer, memory) = space.hold(buffer);
         let Unpacked { batch, is_reached, has_invalid_number } = self

@@ -147,11 +147,11 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["bounds::only_shards::workers_with_disjoint_sets_read_their_own_shards"],
     },
     Mistake {
-        what: "a worker whose stream has ended accepts shards",
+        what: "a worker accepts shards until its stream has ended",
         file: "fleet/duties.rs",
-        right: "self.has_ended\n            || self.deps.assignments.is_closed()\n            || self",
-        wrong: "self",
-        breaks: &["bounds::jobs::worker_that_takes_a_reached_shard_reaches_the_ending_at_once"],
+        right: "self.accepts_nothing()\n            || self.deps",
+        wrong: "self.deps",
+        breaks: &["bounds::jobs::children_are_read_after_a_worker_without_a_shard_has_ended"],
     },
 ];
 

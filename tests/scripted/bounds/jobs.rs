@@ -136,6 +136,29 @@ async fn worker_without_a_shard_ends_while_another_reads() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn children_are_read_after_a_worker_without_a_shard_has_ended() {
+    let fleet = Fleet::new(1);
+    fleet.orders.shard(0).put("0");
+    let [left, right] = fleet.orders.shard(0).split();
+    left.put("1");
+    for child in right.split() {
+        child.put("2");
+    }
+    let end = fleet.kinesis.now();
+    sleep(600 * SECOND).await;
+    // The parent is read when the second worker ends.
+    let first = start(&fleet, "first", end, LEASE / 9);
+    let second = start(&fleet, "second", end, SECOND);
+    let mut read = Vec::new();
+    for worker in [first, second] {
+        let (seen, _) = timeout(3 * LONG, worker.reading).await.unwrap().unwrap();
+        read.extend(seen);
+    }
+    read.sort_unstable();
+    assert_eq!(read, [0, 1, 2, 2]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn handoff_of_a_reached_shard_waits_for_its_records() {
     let (fleet, end) = job(2).await;
     let ack = |name| builder(&fleet, name, end).checkpoint_on(CheckpointOn::Ack);
