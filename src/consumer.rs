@@ -227,7 +227,8 @@ impl Consumer {
         self.inner.health()
     }
 
-    /// Moves all shards to `to` while the stream is read: back, to deliver records again, or
+    /// Moves all shards, or those of [`only_shards`](ConsumerBuilder::only_shards), to `to` while the
+    /// stream is read: back, to deliver records again, or
     /// forward, to skip records. A finished shard is read again if `to` lies within it. Children
     /// wait for their parents as usual.
     ///

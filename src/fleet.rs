@@ -25,6 +25,7 @@ mod balance;
 mod duties;
 mod exchange;
 mod exclusions;
+mod exhaustion;
 #[cfg(test)]
 mod fixtures;
 mod owned_shards;
@@ -39,7 +40,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
 
 use crate::clock::Clock;
-use crate::discovery::{ShardDiscovery, ShardOrdering};
+use crate::discovery::{ReadRules, ShardDiscovery};
 use crate::record::KnownShard;
 use crate::shard::{CheckpointOn, LeaseHandle, PollMonitor, ReadReport};
 use crate::source::Position;
@@ -63,6 +64,14 @@ pub(crate) struct AssignedShard {
     pub(crate) report: ReadReport,
 }
 
+/// A message to the caller's stream.
+#[derive(Debug)]
+pub(crate) enum Assignment {
+    Shard(Box<AssignedShard>),
+    /// Nothing is left to read, and no shard follows.
+    End,
+}
+
 /// The dependencies of a worker.
 pub(crate) struct WorkerDeps {
     pub(crate) leases: Arc<dyn LeaseStore>,
@@ -71,7 +80,7 @@ pub(crate) struct WorkerDeps {
     pub(crate) discovery: ShardDiscovery,
     pub(crate) telemetry: Telemetry,
     pub(crate) config: WorkerConfig,
-    pub(crate) assignments: mpsc::UnboundedSender<AssignedShard>,
+    pub(crate) assignments: mpsc::UnboundedSender<Assignment>,
     pub(crate) messages: mpsc::UnboundedSender<WorkerMessage>,
 }
 
@@ -79,7 +88,9 @@ pub(crate) struct WorkerDeps {
 #[derive(Debug, Clone)]
 pub(crate) struct WorkerConfig {
     pub(crate) worker_id: Arc<str>,
-    pub(crate) ordering: ShardOrdering,
+    pub(crate) rules: ReadRules,
+    /// True if reading stops at an ending position.
+    pub(crate) is_bounded: bool,
     pub(crate) checkpoint_on: CheckpointOn,
     pub(crate) discovery_interval: Duration,
     /// The time for which a lease is valid without renewal. Leases are renewed every third of it.

@@ -11,12 +11,16 @@
 //! Then, as needed:
 //!
 //! - [`permissions`]: the IAM policy, and the ACL and settings of Redis.
+//! - [`bounded_reads`]: backfills and jobs, as a stream that ends; some shards only.
 //! - [`resharding`]: splits, merges and the order across them.
 //! - [`pacing`]: intervals, limits, throttling, several applications on one stream.
 //! - [`fan_out`]: enhanced fan-out.
 //! - `testing` (with the cargo feature `testing`): your pipeline on the in-memory Kinesis.
 //! - [`migrating`]: from the KCL or go-kcl, and from a stream's name to its ARN.
 //! - [`costs`]: CPU, memory, latency and compile time, measured.
+
+#[doc = include_str!("guide/bounded_reads.md")]
+pub mod bounded_reads {}
 
 #[doc = include_str!("guide/costs.md")]
 pub mod costs {}

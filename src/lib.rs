@@ -218,7 +218,7 @@ pub use discovery::{ShardOrdering, ShardPosition, StartingPosition};
 pub use error::{Error, ErrorKind, Result};
 pub use record::{Acker, EncryptionType, Record, SequenceNumber, ShardId};
 pub use shard::{CheckpointOn, ShardStream};
-pub use source::{MemoryBudget, OnTrimmed, WireFormat};
+pub use source::{EndingPosition, MemoryBudget, OnTrimmed, WireFormat};
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub use source::{fuzz_aggregate, fuzz_cbor, fuzz_json};

@@ -1,4 +1,4 @@
-//! Reads one shard as a `Stream`, from its checkpoint to its end.
+//! Reads one shard as a `Stream`, from its checkpoint to its end or to the ending position.
 
 mod delivery;
 mod lease_handle;
@@ -75,6 +75,7 @@ pub enum CheckpointOn {
 /// task. The stream ends:
 ///
 /// - when the shard is closed and read to its end,
+/// - when it has reached the [ending position](crate::ConsumerBuilder::ending_position),
 /// - when the consumer is closed,
 /// - when the lease of the shard is released to another worker or lost: buffered records are
 ///   discarded, and after the end of the lease an acknowledgement of a delivered record has no

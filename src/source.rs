@@ -9,6 +9,7 @@ mod aggregation;
 mod batch;
 mod connections;
 mod demand;
+mod ending;
 mod failure_streak;
 mod fan_out;
 mod fetch_limit;
@@ -51,6 +52,8 @@ use crate::telemetry::ShardTelemetry;
 pub(crate) use absent_listings::AbsentListings;
 pub(crate) use batch::Batch;
 pub(crate) use demand::Demand;
+pub(crate) use ending::Ending;
+pub use ending::EndingPosition;
 use fan_out::FanOutFetcher;
 pub(crate) use kinesis::{MAX_CLOCK_SKEW, StreamClient};
 pub(crate) use listing::{ListedShard, Listing, start_mismatch, unusable_listing};
@@ -72,6 +75,7 @@ pub(crate) struct SourceConfig {
     pub(crate) position: Position,
     /// If the shard was never read: the time from which the application must read every record.
     pub(crate) added: Option<SystemTime>,
+    pub(crate) ending: Ending,
     pub(crate) on_trimmed: OnTrimmed,
     pub(crate) discovery_interval: Duration,
     /// The start time that the caller has set for the shard.
@@ -97,6 +101,7 @@ impl SourceConfig {
             telemetry: self.telemetry,
             epoch: self.epoch,
             position: self.position,
+            ending: self.ending,
             on_trimmed: self.on_trimmed,
             discovery_interval: self.discovery_interval,
             start_time: self.start_time,
@@ -123,6 +128,8 @@ pub(crate) enum Fetched {
     Quiet { after: Option<SequenceNumber>, until: SystemTime },
     /// The end of a closed shard, with its children if the server names them. Nothing follows.
     End(Vec<KnownShard>),
+    /// The ending position, before the end of the shard. Nothing follows.
+    Reached,
     /// An error that ends the source. Nothing follows.
     Failed(Error),
 }
@@ -156,11 +163,17 @@ trait ShardFetcher: Send + 'static {
     ) -> impl Future<Output = Result<Option<FetchedResponse>, Interrupt>> + Send;
 }
 
-/// Returns a stream that fetches until the shard ends or an error is final. Each item takes a
+/// Returns a stream that fetches until the shard ends, its ending position is reached or an error is
+/// final. Each item takes a
 /// permit. A fetch has taken the permit of its first item.
 fn batches(mut source: impl ShardFetcher) -> BoxStream<'static, Result<Fetched>> {
     let batches = stream! {
         source.fetch_state().emit_started();
+        if source.fetch_state().starts_after_ending() {
+            source.permit().await;
+            yield Ok(Fetched::Reached);
+            return;
+        }
         loop {
             let response = match source.fetch_once().await {
                 Ok(Some(response)) => response,
@@ -174,7 +187,7 @@ fn batches(mut source: impl ShardFetcher) -> BoxStream<'static, Result<Fetched>>
                     continue;
                 }
             };
-            let FetchedResponse { error, mut batch, passed, end } = response;
+            let FetchedResponse { error, mut batch, passed, end, is_reached } = response;
             if let Some(error) = error {
                 yield Err(error);
                 source.permit().await;
@@ -200,6 +213,11 @@ fn batches(mut source: impl ShardFetcher) -> BoxStream<'static, Result<Fetched>>
                 drop(batch);
             } else {
                 yield Ok(Fetched::Records(batch));
+            }
+            if is_reached {
+                source.permit().await;
+                yield Ok(Fetched::Reached);
+                return;
             }
             if let Some(children) = end {
                 source.permit().await;

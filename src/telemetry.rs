@@ -212,6 +212,11 @@ impl Telemetry {
         Some(self.gauges(id)?.in_flight())
     }
 
+    /// Returns true if this consumer holds the shard and has read it to the ending position.
+    pub(crate) fn has_reached(&self, id: &ShardId) -> bool {
+        self.gauges(id).is_some_and(|gauges| gauges.has_reached())
+    }
+
     /// Returns the gauges of a shard. They must be used without the lock, since this may be the
     /// last reference.
     fn gauges(&self, id: &ShardId) -> Option<Arc<ShardGauges>> {

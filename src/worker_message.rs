@@ -20,6 +20,13 @@ pub(crate) enum WorkerMessage {
         /// The shard's telemetry, which reports its records until they are acknowledged.
         telemetry: ShardTelemetry,
     },
+    /// The shard was read to the ending position, before its end.
+    Reached {
+        shard: ShardId,
+        epoch: u64,
+        /// The shard's telemetry, which reports its records until the lease is released.
+        telemetry: ShardTelemetry,
+    },
     /// Every record of the shard is acknowledged, and the writer has saved the end of the shard.
     Finished(ShardId, u64),
     /// The shard's stream was dropped before the end of the shard.

@@ -6,10 +6,11 @@ use std::pin::Pin;
 use kinestream::store::{Scope, lease};
 use kinestream::{
     AckFilter, Acker, ApplicationStatus, Batches, BufferByKey, Checkpoint, CheckpointOn, Consumer,
-    ConsumerBuilder, Decode, DecodeError, Decoded, EncryptionType, Error, ErrorKind, Event, Events,
-    FallbackReason, Health, IfLeased, InFlightLimit, MemoryBudget, MemoryStore, OnTrimmed, Record,
-    RecordBatch, Records, SequenceNumber, ShardFailure, ShardId, ShardOrdering, ShardPosition,
-    ShardState, ShardStatus, ShardStream, Shards, StartingPosition, Task, WireFormat,
+    ConsumerBuilder, Decode, DecodeError, Decoded, EncryptionType, EndingPosition, Error,
+    ErrorKind, Event, Events, FallbackReason, Health, IfLeased, InFlightLimit, MemoryBudget,
+    MemoryStore, OnTrimmed, Record, RecordBatch, Records, SequenceNumber, ShardFailure, ShardId,
+    ShardOrdering, ShardPosition, ShardState, ShardStatus, ShardStream, Shards, StartingPosition,
+    Task, WireFormat,
 };
 
 /// The future of a handler, which need not be `Unpin` or `Sync`.
@@ -27,6 +28,7 @@ fn public_types_keep_their_auto_traits() {
     assert_all::<Consumer>();
     assert_all::<ConsumerBuilder>();
     assert_all::<EncryptionType>();
+    assert_all::<EndingPosition>();
     assert_all::<Error>();
     assert_all::<ErrorKind>();
     assert_all::<Event>();

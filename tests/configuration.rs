@@ -41,6 +41,14 @@ fn limit_out_of_range_is_rejected() {
 }
 
 #[test]
+fn empty_set_of_shards_is_rejected() {
+    assert_eq!(
+        refused(|builder| builder.only_shards([])),
+        "stream orders: only_shards is empty, but must name at least one shard"
+    );
+}
+
+#[test]
 fn times_out_of_range_are_rejected() {
     assert_eq!(
         refused(|builder| builder.interval(Duration::ZERO)),

@@ -10,7 +10,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::mutex::Mutex;
 use crate::record::ShardId;
 use crate::shard::CheckpointOn;
-use crate::source::{MemoryBudget, OnTrimmed, RegisteredConsumer, StreamClient, WireFormat};
+use crate::source::{
+    EndingPosition, MemoryBudget, OnTrimmed, RegisteredConsumer, StreamClient, WireFormat,
+};
 use crate::store::{CheckpointStore, GuardedStore, MemoryStore, Scope, leases_of};
 use crate::telemetry::Telemetry;
 
@@ -98,6 +100,89 @@ impl ConsumerBuilder {
         position: impl Into<ShardPosition>,
     ) -> Self {
         self.settings.start.each.insert(shard, position.into());
+        self
+    }
+
+    /// Sets the position at which reading stops, so that the stream ends: for a backfill, a job or a
+    /// test. See [bounded reads](crate::guide::bounded_reads).
+    ///
+    /// Each shard is read up to the ending position, and then makes no further call. A closed shard
+    /// is followed by its children, which end in the same way. The stream of
+    /// [`records`](Consumer::records) or [`shards`](Consumer::shards) yields `None` when every shard
+    /// is finished, has reached the ending position, or is held by another live worker. Then call
+    /// [`close`](Consumer::close), which saves the checkpoints and releases the leases.
+    ///
+    /// The checkpoint of a shard that has reached the ending position is that of its last
+    /// acknowledged record. A restart with the same ending position continues a job that was
+    /// stopped, and a later start without one continues behind it.
+    ///
+    /// A shard that an error keeps from being read keeps the stream open: the stream yields the
+    /// error, and the shard is retried. If the server states no arrival times, a shard ends when it
+    /// has caught up. If it states no `MillisBehindLatest`, an open shard ends only at a record that
+    /// arrived later.
+    ///
+    /// Default: [`EndingPosition::Never`].
+    ///
+    /// ```no_run
+    /// # async fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
+    /// use std::time::{Duration, SystemTime};
+    ///
+    /// use futures::TryStreamExt;
+    /// use kinestream::{Consumer, EndingPosition, StartingPosition};
+    ///
+    /// // The records of one hour of yesterday.
+    /// let hour = Duration::from_secs(3600);
+    /// let from = SystemTime::now() - 24 * hour;
+    /// let consumer = Consumer::builder(client, "orders")
+    ///     .application("backfill-of-yesterday")
+    ///     .starting_position(StartingPosition::AtTimestamp(from))
+    ///     .ending_position(EndingPosition::AtTimestamp(from + hour))
+    ///     .build()?;
+    /// let mut records = consumer.records();
+    /// while let Some(record) = records.try_next().await? {
+    ///     println!("{:?}", record.data());
+    /// }
+    /// consumer.close().await?;
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias("until", "end offset", "stopping offset", "backfill", "bounded"))]
+    pub fn ending_position(mut self, position: EndingPosition) -> Self {
+        self.settings.ending = position;
+        self
+    }
+
+    /// Sets the shards to read. All other shards are neither read nor leased, and the store has no
+    /// entry for them.
+    ///
+    /// A parent that is not named holds nothing back, and a child that is not named is not read. The
+    /// stream ends when every named shard is finished, or with
+    /// [`ending_position`](Self::ending_position) earlier. A named shard that the stream does not
+    /// have is an error of kind [`NotFound`](ErrorKind::NotFound) that the stream yields once, after
+    /// a listing without it and three calls that do not find it; the other shards are read.
+    ///
+    /// A named shard starts at the starting position unless the store has a checkpoint of it. If the
+    /// application has read an ancestor of it, it starts at its first record.
+    ///
+    /// The workers of an application may name the same shards, others, or some in common. Each
+    /// worker takes leases of the shards that it names only, and workers that name the same shards
+    /// share them evenly. Do not mix them with workers that name no shards: these read all other
+    /// shards from their first record. Prefer a separate [`application`](Self::application) for each set.
+    ///
+    /// Default: all shards. The last call applies. At least one shard.
+    ///
+    /// ```no_run
+    /// # fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
+    /// use kinestream::Consumer;
+    ///
+    /// let consumer = Consumer::builder(client, "orders")
+    ///     .application("debug-of-shard-3")
+    ///     .only_shards(["shardId-000000000003".parse()?])
+    ///     .build()?;
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias("partitions", "assign", "shard filter"))]
+    pub fn only_shards(mut self, ids: impl IntoIterator<Item = ShardId>) -> Self {
+        self.settings.worker_config.rules.only = Some(Arc::new(ids.into_iter().collect()));
         self
     }
 
@@ -258,7 +343,7 @@ impl ConsumerBuilder {
     ///
     /// Default: [`ShardOrdering::ParentFirst`].
     pub fn ordering(mut self, ordering: ShardOrdering) -> Self {
-        self.settings.worker_config.ordering = ordering;
+        self.settings.worker_config.rules.ordering = ordering;
         self
     }
 
@@ -422,6 +507,7 @@ impl ConsumerBuilder {
         let fan_out = fan_out.map(|name| Arc::new(RegisteredConsumer::new(kinesis.clone(), name)));
         let (leases, has_own_leases) = leases_of(&self.store);
         self.settings.worker_config.has_own_leases = has_own_leases;
+        self.settings.worker_config.is_bounded = self.settings.ending != EndingPosition::Never;
         Ok(Consumer {
             inner: Arc::new(ConsumerInner {
                 kinesis,

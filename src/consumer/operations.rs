@@ -75,7 +75,9 @@ impl ConsumerInner {
         // started before its parents were moved. After the move it waits for them.
         let mut moved = BTreeSet::new();
         loop {
-            if listed.shards.iter().all(|shard| moved.contains(&shard.id)) {
+            let is_read = |id: &ShardId| self.settings.worker_config.rules.selects(id);
+            let mut ids = listed.shards.iter().map(|shard| &shard.id).filter(|id| is_read(id));
+            if ids.all(|id| moved.contains(id)) {
                 break;
             }
             let closed = self.closed_before(&checkpoint, &listed).await?;
@@ -83,7 +85,7 @@ impl ConsumerInner {
                 let is_closed = closed.contains(&id);
                 (id, if is_closed { Checkpoint::ShardEnd } else { checkpoint.clone() })
             };
-            let ids = listed.shards.into_iter().map(|shard| shard.id);
+            let ids = listed.shards.into_iter().map(|shard| shard.id).filter(is_read);
             let positions: Vec<_> =
                 ids.filter(|id| moved.insert(id.clone())).map(position).collect();
             self.edit(&AdminEdit::Set { positions }, IfLeased::Force).await?;

@@ -7,6 +7,7 @@ use futures::Stream;
 use futures::stream::{FusedStream, SelectAll};
 
 use super::Shards;
+use super::session::Session;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Record;
 use crate::shard::{CheckpointOn, Delivery, PollMonitor, ShardReader};
@@ -20,6 +21,8 @@ use crate::wakers::CallerWaker;
 /// stream continues with the shards that can be read. It ends:
 ///
 /// - when the consumer is closed,
+/// - with [`ending_position`](crate::ConsumerBuilder::ending_position) or
+///   [`only_shards`](crate::ConsumerBuilder::only_shards): when nothing is left to read,
 /// - when the Kinesis stream does not exist,
 /// - after an error of kind [`RuntimeShutdown`](ErrorKind::RuntimeShutdown), when the tokio runtime
 ///   has shut down,
@@ -59,6 +62,9 @@ pub struct Records {
     poll_monitor: Option<PollMonitor>,
     polls: Arc<PollCounter>,
     caller: CallerWaker,
+    /// The session after the end of a bounded reading: the worker keeps its leases as long as the
+    /// session, since records may be in flight.
+    session: Option<Arc<Session>>,
 }
 
 impl Records {
@@ -72,6 +78,7 @@ impl Records {
             merged: SelectAll::new(),
             delivery: Delivery::new(checkpoint_on),
             caller: CallerWaker::new(),
+            session: None,
         }
     }
 
@@ -82,7 +89,9 @@ impl Records {
                 Poll::Ready(Some(shard)) => {
                     self.merged.push(shard?.into_runs(self.poll_monitor.as_ref()));
                 }
-                Poll::Ready(None) => self.shards = None,
+                Poll::Ready(None) => {
+                    self.session = self.shards.take().and_then(Shards::into_session);
+                }
                 Poll::Pending => break,
             }
         }
@@ -156,6 +165,7 @@ impl fmt::Debug for Records {
         formatter
             .debug_struct("Records")
             .field("shards", &self.merged.len())
+            .field("is_exhausted", &self.session.is_some())
             .finish_non_exhaustive()
     }
 }

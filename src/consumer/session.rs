@@ -12,10 +12,10 @@ use tokio::time::timeout;
 use super::Consumer;
 use crate::discovery::{Memory, ScopeMigration, ShardDiscovery};
 use crate::error::{Error, ErrorReporter, Result};
-use crate::fleet::{AssignedShard, Worker, WorkerDeps};
+use crate::fleet::{AssignedShard, Assignment, Worker, WorkerDeps};
 use crate::mutex::Mutex;
 use crate::shard::{PollMonitor, ReaderConfig, ShardReader, ShardStream};
-use crate::source::{MemoryBudget, SourceConfig};
+use crate::source::{Ending, MemoryBudget, SourceConfig};
 use crate::store::Writer;
 
 /// The time for which a session waits until the previous one has saved its checkpoints and released
@@ -61,6 +61,7 @@ impl Session {
             discovery: ShardDiscovery {
                 kinesis: inner.kinesis.clone(),
                 start: inner.settings.start.clone(),
+                rules: inner.settings.worker_config.rules.clone(),
                 on_trimmed: inner.settings.on_trimmed,
                 discovery_interval: inner.settings.worker_config.discovery_interval,
                 memory: Memory::begin(inner.settings.worker_config.clock.clone()),
@@ -116,8 +117,17 @@ impl Session {
         });
         let memory_budget = inner.settings.buffer();
         inner.telemetry.set_buffered_bytes(memory_budget.taken_counter());
-        let session = Arc::clone(self);
-        Running { session, memory_budget, writer, assignments, errors, has_ended }
+        let ending = Ending::begin(inner.settings.ending, &inner.settings.worker_config.clock);
+        Running {
+            session: Arc::clone(self),
+            ending,
+            memory_budget,
+            writer,
+            assignments,
+            errors,
+            has_ended,
+            is_exhausted: false,
+        }
     }
 
     /// Returns the writer of the consumer. All sessions share it, so their saves never run
@@ -153,12 +163,15 @@ impl Drop for Session {
 /// A session that has been polled, with its tasks.
 pub(super) struct Running {
     session: Arc<Session>,
+    ending: Ending,
     memory_budget: MemoryBudget,
     writer: Writer,
-    assignments: mpsc::UnboundedReceiver<AssignedShard>,
+    assignments: mpsc::UnboundedReceiver<Assignment>,
     errors: mpsc::UnboundedReceiver<Error>,
     /// True after the worker has left in an orderly way, not because its runtime has shut down.
     has_ended: Arc<AtomicBool>,
+    /// True after the worker has found nothing left to read.
+    is_exhausted: bool,
 }
 
 impl Running {
@@ -170,18 +183,26 @@ impl Running {
         if let Poll::Ready(Some(error)) = self.errors.poll_recv(context) {
             return Poll::Ready(Some(Err(error)));
         }
-        if let Some(assigned) = ready!(self.assignments.poll_recv(context)) {
-            return Poll::Ready(Some(Ok(assigned)));
+        match ready!(self.assignments.poll_recv(context)) {
+            Some(Assignment::Shard(assigned)) => return Poll::Ready(Some(Ok(*assigned))),
+            Some(Assignment::End) => self.is_exhausted = true,
+            None => {}
         }
         // The worker may have reported an error between the two polls, and ended.
         if let Ok(error) = self.errors.try_recv() {
             return Poll::Ready(Some(Err(error)));
         }
-        if self.has_ended.swap(true, Ordering::SeqCst) {
+        if self.is_exhausted || self.has_ended.swap(true, Ordering::SeqCst) {
             return Poll::Ready(None);
         }
         let error = self.session.consumer.inner.in_this_stream(Error::runtime_shutdown());
         Poll::Ready(Some(Err(error)))
+    }
+
+    /// Returns true if the last shard is followed by nothing because nothing is left to read, and not
+    /// because the worker has ended.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.is_exhausted
     }
 
     /// Returns the stream of a shard that can be read now.
@@ -198,6 +219,7 @@ impl Running {
             added,
             interval: inner.settings.interval,
             limit: inner.settings.limit,
+            ending: self.ending.clone(),
             on_trimmed: inner.settings.on_trimmed,
             discovery_interval: inner.settings.worker_config.discovery_interval,
             start_time: inner.settings.start.time_of(&shard.id),

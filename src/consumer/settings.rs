@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use crate::checkpoint::InFlightConfig;
 use crate::clock::Clock;
-use crate::discovery::{ShardOrdering, ShardPosition, Start, StartingPosition};
+use crate::discovery::{ReadRules, ShardPosition, Start, StartingPosition};
 use crate::fleet::WorkerConfig;
 use crate::pacing::SHORTEST_PAUSE;
 use crate::shard::CheckpointOn;
-use crate::source::{MemoryBudget, OnTrimmed, WireFormat};
+use crate::source::{EndingPosition, MemoryBudget, OnTrimmed, WireFormat};
 use crate::store::{FlushConfig, parse_arn};
 
 /// The maximum number of records that one `GetRecords` call can request:
@@ -31,6 +31,7 @@ const BUFFERED_BYTES: usize = 64 * 1024 * 1024;
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
     pub(super) start: Start,
+    pub(super) ending: EndingPosition,
     pub(super) interval: Duration,
     pub(super) limit: u32,
     pub(super) flush: FlushConfig,
@@ -59,6 +60,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             start: Start::default(),
+            ending: EndingPosition::default(),
             interval: Duration::from_secs(1),
             limit: MAX_RECORDS_PER_CALL,
             flush: FlushConfig {
@@ -77,7 +79,8 @@ impl Default for Settings {
             worker_config: WorkerConfig {
                 has_own_leases: false,
                 worker_id: unique_name(),
-                ordering: ShardOrdering::default(),
+                rules: ReadRules::default(),
+                is_bounded: false,
                 checkpoint_on: CheckpointOn::default(),
                 discovery_interval: Duration::from_secs(30),
                 lease_duration: Duration::from_secs(10),
@@ -109,6 +112,9 @@ impl Settings {
                     "starting_position_for({shard}) is in the future; pass a time in the past"
                 ));
             }
+        }
+        if self.worker_config.rules.only.as_ref().is_some_and(|only| only.is_empty()) {
+            return Err("only_shards is empty, but must name at least one shard".into());
         }
         if let Some(consumer) = &self.fan_out {
             check_fan_out(consumer)?;

@@ -54,6 +54,8 @@ enum ShardsState {
         close_signal: CloseSignal,
         session: Arc<Session>,
     },
+    /// Nothing is left to read. The worker keeps its leases as long as the session.
+    Exhausted(Arc<Session>),
     Done,
 }
 
@@ -84,7 +86,7 @@ impl Shards {
             ShardsState::Idle(session) | ShardsState::Running { session, .. } => {
                 session.poll_monitor()
             }
-            ShardsState::Refused(_) | ShardsState::Done => None,
+            ShardsState::Refused(_) | ShardsState::Exhausted(_) | ShardsState::Done => None,
         }
     }
 
@@ -94,7 +96,15 @@ impl Shards {
             ShardsState::Idle(session) | ShardsState::Running { session, .. } => {
                 session.consumer().inner.close_signal.is_closed()
             }
-            ShardsState::Refused(_) | ShardsState::Done => false,
+            ShardsState::Refused(_) | ShardsState::Exhausted(_) | ShardsState::Done => false,
+        }
+    }
+
+    /// Returns the session of a stream that has ended because nothing is left to read.
+    pub(super) fn into_session(self) -> Option<Arc<Session>> {
+        match self.state {
+            ShardsState::Exhausted(session) => Some(session),
+            _ => None,
         }
     }
 }
@@ -108,7 +118,7 @@ impl Shards {
     ) -> Poll<Option<Result<ShardStream>>> {
         loop {
             match &mut self.state {
-                ShardsState::Done => return Poll::Ready(None),
+                ShardsState::Exhausted(_) | ShardsState::Done => return Poll::Ready(None),
                 ShardsState::Refused(_) => {
                     let refused = std::mem::replace(&mut self.state, ShardsState::Done);
                     let ShardsState::Refused(error) = refused else { continue };
@@ -120,13 +130,17 @@ impl Shards {
                     let session = Arc::clone(session);
                     self.state = ShardsState::Running { running, close_signal, session };
                 }
-                ShardsState::Running { running, close_signal, .. } => {
+                ShardsState::Running { running, close_signal, session } => {
                     let assigned = match close_signal.poll_closed(context) {
                         Poll::Ready(()) => None,
                         Poll::Pending => ready!(running.poll_assigned(context)),
                     };
                     let Some(assigned) = assigned else {
-                        self.state = ShardsState::Done;
+                        self.state = if running.is_exhausted() {
+                            ShardsState::Exhausted(Arc::clone(session))
+                        } else {
+                            ShardsState::Done
+                        };
                         return Poll::Ready(None);
                     };
                     return Poll::Ready(Some(assigned.map(|assigned| running.open(assigned))));
@@ -148,7 +162,7 @@ impl Stream for Shards {
 
 impl FusedStream for Shards {
     fn is_terminated(&self) -> bool {
-        matches!(self.state, ShardsState::Done)
+        matches!(self.state, ShardsState::Exhausted(_) | ShardsState::Done)
     }
 }
 
@@ -158,6 +172,7 @@ impl fmt::Debug for Shards {
             ShardsState::Refused(_) => "refused",
             ShardsState::Idle(_) => "idle",
             ShardsState::Running { .. } => "running",
+            ShardsState::Exhausted(_) => "exhausted",
             ShardsState::Done => "done",
         };
         formatter.debug_struct("Shards").field("state", &state).finish_non_exhaustive()

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use super::ConsumerInner;
 use crate::checkpoint::{Checkpoint, InFlightLimit};
-use crate::discovery::is_readable;
 use crate::error::Result;
 use crate::record::ShardId;
 use crate::telemetry::ShardFailure;
@@ -110,6 +109,10 @@ pub enum ShardState {
     Failed,
     /// A worker holds the lease and is handing the shard off to another worker.
     HandingOff,
+    /// This consumer has read the shard to the
+    /// [ending position](crate::ConsumerBuilder::ending_position), and holds its lease. Consumers in
+    /// other processes see the shard as [`Reading`](Self::Reading).
+    EndingReached,
     /// The shard was read to its end, and every record of it is acknowledged.
     Finished,
     /// The shard left retention before it was read to its end, or its position belongs to an
@@ -126,7 +129,7 @@ impl ConsumerInner {
     /// Implements [`Consumer::status`](super::Consumer::status).
     pub(super) async fn status(&self) -> Result<ApplicationStatus> {
         let table = self.table().await?;
-        let ordering = self.settings.worker_config.ordering;
+        let rules = &self.settings.worker_config.rules;
         let me = &self.settings.worker_config.worker_id;
         let shards = table.leases.iter().map(|(id, lease)| {
             let is_mine = lease.owner.as_ref().is_none_or(|owner| owner == me);
@@ -137,8 +140,9 @@ impl ConsumerInner {
                 _ if lease.is_shard_expired => ShardState::Expired,
                 Some(_) if lease.next_owner.is_some() => ShardState::HandingOff,
                 Some(_) if failure.is_some() => ShardState::Failed,
+                Some(_) if is_mine && self.telemetry.has_reached(id) => ShardState::EndingReached,
                 Some(_) => ShardState::Reading,
-                None if is_readable(&table, lease, ordering) => match failure {
+                None if rules.may_begin(&table, lease) => match failure {
                     Some(_) => ShardState::Failed,
                     None => ShardState::Unassigned,
                 },

@@ -87,6 +87,7 @@ impl ShardDiscovery {
         let mut losses = Vec::new();
         let mut list = self.additions(listed, table);
         if !has_begun(table) {
+            // Also for shards that this worker does not read: no later worker migrates them.
             list.extend(listed.unlisted_migrated(table));
             let report = listed.migrated.report().map(Report::Event);
             losses.extend(report.map(|report| Loss::stored(report, ShownAs::Shards)));
@@ -95,7 +96,7 @@ impl ShardDiscovery {
         let ids: BTreeSet<&ShardId> = listed.shards.iter().map(|shard| &shard.id).collect();
         let now = self.memory.clock().now();
         for (shard, lease) in table.leases.iter().filter(|(shard, _)| !ids.contains(shard)) {
-            if lease.unreadable.is_some() {
+            if !self.rules.selects(shard) || lease.unreadable.is_some() {
                 continue;
             }
             if lease.is_finished() {
@@ -122,8 +123,9 @@ impl ShardDiscovery {
     fn additions(&self, listed: &StreamShards, table: &LeaseTable) -> Vec<Change> {
         let inherited = &listed.migrated.leases;
         let first = table.leases.is_empty() && inherited.is_empty();
+        let may_be_first = first || self.rules.is_partial();
         let descendants =
-            if first { self.descendants_of_named(&listed.shards) } else { BTreeSet::new() };
+            if may_be_first { self.descendants_of_named(&listed.shards) } else { BTreeSet::new() };
         let unknown = |shard: &&ListedShard| match table.leases.get(&shard.id) {
             Some(lease) if lease.unreadable.is_some() => false,
             Some(lease) => {
@@ -134,10 +136,14 @@ impl ShardDiscovery {
         };
         let position = |shard: &ListedShard| {
             let inherited = inherited.get(&shard.id).and_then(|lease| lease.checkpoint.clone());
-            let is_first = first && !descendants.contains(&shard.id);
+            let is_first = (first || self.is_first_of_named(shard, listed, table))
+                && !descendants.contains(&shard.id);
             inherited.or_else(|| self.resolve(shard, listed, is_first))
         };
-        let added = listed.shards.iter().filter(unknown);
+        let is_read = |shard: &&ListedShard| {
+            self.rules.selects(&shard.id) || inherited.contains_key(&shard.id)
+        };
+        let added = listed.shards.iter().filter(is_read).filter(unknown);
         added
             .map(|shard| Change::Add {
                 shard: shard.id.clone(),
@@ -152,6 +158,31 @@ impl ShardDiscovery {
                 },
             })
             .collect()
+    }
+
+    /// Returns true if the application has read neither the shard nor any ancestor of it, although
+    /// it has read other shards: each of its workers may read other shards. The shard then starts at
+    /// the starting position, and not as a child.
+    fn is_first_of_named(
+        &self,
+        shard: &ListedShard,
+        listed: &StreamShards,
+        table: &LeaseTable,
+    ) -> bool {
+        if !self.rules.is_partial() {
+            return false;
+        }
+        let parents: HashMap<&ShardId, &Vec<ShardId>> =
+            listed.shards.iter().map(|shard| (&shard.id, &shard.parents)).collect();
+        let (mut seen, mut left) = (BTreeSet::new(), vec![&shard.id]);
+        while let Some(id) = left.pop() {
+            if table.leases.contains_key(id) {
+                return false;
+            }
+            let of_shard = parents.get(id).into_iter().flat_map(|parents| parents.iter());
+            left.extend(of_shard.filter(|parent| seen.insert(*parent)));
+        }
+        true
     }
 
     /// Returns the listed shards that are, or may be, descendants of shards for which the caller
@@ -192,7 +223,9 @@ impl ShardDiscovery {
         }
         match self.start.resolve(&shard.id, first, listed.latest) {
             // A child starts at its first record, which need not be stored.
-            ExactStart::Stored(checkpoint) => (listed.begins || named).then_some(checkpoint),
+            ExactStart::Stored(checkpoint) => {
+                (listed.begins || named || first).then_some(checkpoint)
+            }
             ExactStart::Given(_) => None,
         }
     }
@@ -206,7 +239,7 @@ impl ShardDiscovery {
         list: &mut Vec<Change>,
         losses: &mut Vec<Loss>,
     ) {
-        for shard in &listed.shards {
+        for shard in listed.shards.iter().filter(|shard| self.rules.selects(&shard.id)) {
             let Some(start) = &shard.start else { continue };
             let Some(lease) = table.leases.get(&shard.id) else { continue };
             if lease.unreadable.is_some() {

@@ -11,6 +11,7 @@ use super::confirmation::{
 };
 use super::failure_patience::{FailurePatience, FailureVerdict};
 use super::identity::is_of_other_stream;
+use super::read_rules::ReadRules;
 use super::scope_migration::ScopeMigration;
 use super::start::{FirstPoll, Start, floor};
 use super::stream_shards::StreamShards;
@@ -39,6 +40,7 @@ const FILTERED_ATTEMPTS: u32 = 3;
 pub(crate) struct ShardDiscovery {
     pub(crate) kinesis: StreamClient,
     pub(crate) start: Start,
+    pub(crate) rules: ReadRules,
     pub(crate) on_trimmed: OnTrimmed,
     pub(crate) discovery_interval: Duration,
     pub(crate) telemetry: Telemetry,
@@ -58,6 +60,8 @@ struct Remembered {
     first_poll: FirstPoll,
     latest: OnceLock<SystemTime>,
     absences: Mutex<AbsentShards>,
+    /// The shards that the caller has named, that do not exist, and that are reported.
+    nonexistent: Mutex<BTreeSet<ShardId>>,
 }
 
 impl Memory {
@@ -67,6 +71,7 @@ impl Memory {
             first_poll: FirstPoll::now(clock),
             latest: OnceLock::new(),
             absences: Mutex::default(),
+            nonexistent: Mutex::default(),
         }))
     }
 
@@ -106,6 +111,11 @@ impl Memory {
         }
     }
 
+    /// Notes that a shard that the caller has named does not exist. Returns true the first time.
+    fn note_nonexistent(&self, shard: &ShardId) -> bool {
+        self.0.nonexistent.lock().insert(shard.clone())
+    }
+
     fn absences(&self) -> MutexGuard<'_, AbsentShards> {
         self.0.absences.lock()
     }
@@ -116,6 +126,7 @@ impl ShardDiscovery {
     /// has not begun to read. Returns `None` if the stream does not exist.
     pub(crate) async fn list(self, before: Arc<LeaseTable>, begins: bool) -> Option<StreamShards> {
         let (listing, migrated) = self.list_and_migrate(&before, begins).await?;
+        self.report_nonexistent(&listing, &before);
         let is_first = before.leases.is_empty() && migrated.leases.is_empty();
         let latest = self.memory.first_poll(if is_first { before.first_poll } else { 0 });
         let closed_before_start = match self.start.since(latest) {
@@ -184,11 +195,37 @@ impl ShardDiscovery {
     ) -> Result<Listing, ClassifiedError> {
         let listing = self.kinesis.shards().await?;
         self.memory.set_latest(listing.taken);
-        let missing = unknown_parents(&listing, before);
+        let mut missing = unknown_parents(&listing, before);
+        let nonexistent = self.unknown_names(&listing, before);
+        missing.extend(nonexistent.iter().filter(|shard| !self.is_nonexistent(shard)));
         confirmations.confirm(&missing, |parent| is_past_retention(&self.kinesis, parent)).await?;
         self.confirm_other_starts(&listing, before).await?;
         self.confirm_new_starts(&listing, before).await?;
         Ok(listing)
+    }
+
+    /// Returns the shards that the caller has named and that neither the listing nor the table has.
+    fn unknown_names(&self, listing: &Listing, before: &LeaseTable) -> BTreeSet<ShardId> {
+        let listed: BTreeSet<&ShardId> = listing.shards.iter().map(|shard| &shard.id).collect();
+        let is_known = |id: &ShardId| listed.contains(id) || before.leases.contains_key(id);
+        self.rules.named().filter(|id| !is_known(id)).cloned().collect()
+    }
+
+    fn is_nonexistent(&self, shard: &ShardId) -> bool {
+        self.memory.0.nonexistent.lock().contains(shard)
+    }
+
+    /// Reports to the caller each named shard that does not exist, as a complete listing has
+    /// confirmed. Each is reported once.
+    fn report_nonexistent(&self, listing: &Listing, before: &LeaseTable) {
+        for shard in self.unknown_names(listing, before) {
+            if self.memory.note_nonexistent(&shard) {
+                let message = "only_shards names a shard that the stream does not have; it may have \
+                               left retention, or its name may be wrong";
+                let error = Error::new(ErrorKind::NotFound, message);
+                self.report_error(error.in_stream(self.kinesis.name()).in_shard(&shard));
+            }
+        }
     }
 
     /// Fails unless another listing shows the same start for each shard with a start to be stored.
@@ -289,6 +326,7 @@ impl ShardDiscovery {
                 && !(lease.is_shard_expired && self.keeps_lost())
         };
         let idle = before.leases.iter().filter(|(_, lease)| is_idle(lease)).map(|(id, _)| id);
+        let idle = idle.filter(|id| self.rules.selects(id));
         let mut absent = Vec::new();
         for shard in idle.filter(|id| !ids.contains(id)) {
             match is_past_retention(&self.kinesis, shard).await {

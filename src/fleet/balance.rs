@@ -100,6 +100,46 @@ pub(super) fn balance(
     changes
 }
 
+/// Returns the changes by which worker `me`, which reads only the shards that it `selects`, takes its
+/// share of them.
+///
+/// The table does not show which shards other workers select. So the worker makes changes for itself
+/// only: it takes each free shard that it reads, and then leases of the workers that hold more of
+/// its shards than it does. Each move makes two workers more equal, so no moves alternate, whatever
+/// the workers select. A worker that holds none of the shards takes its share itself.
+pub(super) fn pull(
+    table: &LeaseTable,
+    readable: &BTreeSet<ShardId>,
+    selects: impl Fn(&ShardId) -> bool,
+    exclusions: &Exclusions,
+    me: &Arc<str>,
+) -> Vec<Change> {
+    let holder = |lease: &Lease| {
+        lease.holder().filter(|holder| table.workers.contains_key(*holder)).cloned()
+    };
+    let is_free = |shard: &&ShardId| {
+        let lease = table.leases.get(*shard);
+        lease.is_some_and(|lease| holder(lease).is_none()) && !exclusions.has(shard, me)
+    };
+    let free = readable.iter().filter(is_free);
+    let taken = free.map(|shard| Change::Assign { shard: shard.clone(), to: Arc::clone(me) });
+    let taken: Vec<Change> = taken.collect();
+    if !taken.is_empty() {
+        return taken;
+    }
+    let mut view = table.clone();
+    view.leases.retain(|shard, lease| selects(shard) && holder(lease).is_some());
+    let holders: BTreeSet<Arc<str>> = view.leases.values().filter_map(&holder).collect();
+    view.workers.retain(|worker, _| worker == me || holders.contains(worker));
+    for worker in view.workers.values_mut().filter(|worker| worker.capacity > 0) {
+        // A worker that names its shards declares what it holds.
+        worker.capacity = u32::MAX;
+    }
+    let mut changes = balance(&view, readable, exclusions);
+    changes.retain(|change| matches!(change, Change::Offer { to, .. } if to == me));
+    changes
+}
+
 /// The number of leases of a worker, and its limits for more.
 struct WorkerShare<'a> {
     worker: &'a Arc<str>,
@@ -260,6 +300,60 @@ mod tests {
                 for (count, most) in after.iter().zip(&capacities) {
                     prop_assert!(*count <= *most as usize, "{:?} of {:?}", after, capacities);
                 }
+            }
+        }
+    }
+
+    proptest! {
+        /// Each worker takes its share in turn, and knows only its own set.
+        #[test]
+        fn workers_with_any_sets_take_every_shard_and_stop(
+            sets in prop::collection::vec(prop::collection::btree_set(0..12_usize, 1..12), 1..6),
+            owners in prop::collection::vec(prop::option::of(0..6_usize), 12),
+            are_equal in any::<bool>(),
+        ) {
+            let set = |worker: usize| if are_equal { &sets[0] } else { &sets[worker] };
+            let owned = owners.iter().enumerate().map(|(number, owner)| {
+                (owner.filter(|owner| *owner < sets.len() && set(*owner).contains(&number)), None)
+            });
+            let owned: Vec<_> = owned.collect();
+            let mut table = table(&vec![1; sets.len()], &owned);
+            let (mut rounds, mut is_settled) = (0, false);
+            while !is_settled {
+                is_settled = true;
+                for number in 0..sets.len() {
+                    let set: BTreeSet<ShardId> = set(number).iter().copied().map(shard).collect();
+                    let me = worker(number);
+                    let selects = |shard: &ShardId| set.contains(shard);
+                    let changes = pull(&table, &set, selects, &Exclusions::default(), &me);
+                    for change in &changes {
+                        let (Change::Assign { shard, to } | Change::Offer { shard, to }) = change
+                        else {
+                            unreachable!("pull returns only Assign and Offer")
+                        };
+                        prop_assert!(*to == me && set.contains(shard), "{:?}", change);
+                    }
+                    is_settled &= changes.is_empty();
+                    apply(&mut table, &changes);
+                    // A handoff completes before the next worker decides, or later.
+                    if rounds % 2 == 0 {
+                        for lease in table.leases.values_mut() {
+                            lease.owner = lease.next_owner.take().or(lease.owner.take());
+                        }
+                    }
+                }
+                rounds += 1;
+                prop_assert!(rounds < 30, "the leases move without an end");
+            }
+            for number in 0..12 {
+                let lease = &table.leases[&shard(number)];
+                let is_named = (0..sets.len()).any(|worker| set(worker).contains(&number));
+                prop_assert_eq!(lease.holder().is_some(), is_named, "{}", number);
+            }
+            if are_equal {
+                let counts = counts(&table);
+                let (most, least) = (counts.iter().max(), counts.iter().min());
+                prop_assert!(most.unwrap() - least.unwrap() <= 1, "{:?}", counts);
             }
         }
     }

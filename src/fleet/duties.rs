@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::AssignedShard;
-use super::balance::balance;
+use super::balance::{balance, pull};
 use super::exchange::FINAL_SAVE_TIMEOUT;
 use super::owned_shards::{OwnedShard, Reconciliation};
 use super::worker::{BalancedTable, TaskOutcome, Worker};
+use super::{AssignedShard, Assignment};
 use crate::backoff::{Backoff, SAVES};
 use crate::checkpoint::Checkpoint;
-use crate::discovery::{Changes, Loss, Report, ShardStart, is_readable, readable};
+use crate::discovery::{Changes, Loss, Report, ShardStart};
 use crate::error::{Error, ErrorKind, contain};
 use crate::record::{KnownShard, ShardId};
 use crate::shard::{LeaseHandle, PollMonitor, ReadReport};
@@ -47,10 +47,18 @@ impl Worker {
         if !self.has_listed || !self.may_move_leases(now) || self.is_balanced(now) {
             return Changes::default();
         }
-        let mut open: BTreeSet<ShardId> =
-            readable(&self.table, self.deps.config.ordering).cloned().collect();
+        let rules = &self.deps.config.rules;
+        let mut open: BTreeSet<ShardId> = rules.readable(&self.table).cloned().collect();
         open.retain(|shard| !self.deps.discovery.is_missing(shard));
-        let list = balance(&self.table, &open, &self.exclusions.active(&self.table, now));
+        let exclusions = self.exclusions.active(&self.table, now);
+        let list = if !rules.is_partial() {
+            balance(&self.table, &open, &exclusions)
+        } else if self.is_full() {
+            Vec::new()
+        } else {
+            let me = &self.deps.config.worker_id;
+            pull(&self.table, &open, |shard| rules.selects(shard), &exclusions, me)
+        };
         self.balanced = list.is_empty().then(|| self.balanced_table(now));
         Changes::without_listing(list)
     }
@@ -61,7 +69,7 @@ impl Worker {
         BalancedTable { version: self.table.version, until: self.exclusions.next_end(now) }
     }
 
-    fn is_balanced(&self, now: Instant) -> bool {
+    pub(super) fn is_balanced(&self, now: Instant) -> bool {
         let is_still = |balanced: &BalancedTable| {
             balanced.version == self.table.version && balanced.until.is_none_or(|until| now < until)
         };
@@ -72,8 +80,9 @@ impl Worker {
     /// in the table. A missing parent may not be discovered yet, or the store may have lost it, and
     /// it must not be skipped: the children are then left to a listing.
     pub(super) fn children(&mut self) -> Vec<Change> {
-        let leases = &self.table.leases;
-        self.added_children.retain(|child| !leases.contains_key(&child.id));
+        let (leases, rules) = (&self.table.leases, &self.deps.config.rules);
+        let is_new = |id: &ShardId| !leases.contains_key(id) && rules.selects(id);
+        self.added_children.retain(|child| is_new(&child.id));
         if !self
             .added_children
             .iter()
@@ -97,6 +106,7 @@ impl Worker {
         if self.listing.listed.take().is_some() {
             // A shard that was missing may be listed again while the table has not changed.
             self.balanced = None;
+            self.listing.applied = self.listing.last;
             self.report_losses(Loss::is_of_listing);
             self.has_listed = true;
         }
@@ -195,10 +205,11 @@ impl Worker {
             if self.exclusions.exclusions(&shard) {
                 // It was assigned by a worker that does not know of this worker's exclusion.
                 self.pending.push(Change::Release { shard, epoch: lease.epoch });
-            } else if is_readable(&self.table, &lease, self.deps.config.ordering) {
+            } else if self.deps.config.rules.is_readable(&self.table, &shard, &lease) {
                 self.open(&shard, lease);
             } else {
-                // The positions of its parents were moved back, so the parents are read first.
+                // The positions of its parents were moved back, so the parents are read first. Or
+                // this worker does not read the shard, which another worker does not know.
                 self.pending.push(Change::Release { shard, epoch: lease.epoch });
             }
         }
@@ -226,6 +237,7 @@ impl Worker {
     /// Reports each shard with stored data that cannot be read. Each is reported once, until its
     /// data can be read again.
     fn report_unreadable(&mut self, table: &LeaseTable) {
+        let rules = self.deps.config.rules.clone();
         let is_unreadable =
             |id: &ShardId| table.leases.get(id).is_some_and(|lease| lease.unreadable.is_some());
         let known = self.unreadable.len();
@@ -237,6 +249,7 @@ impl Worker {
         }
         for (shard, lease) in &table.leases {
             if let Some(why) = &lease.unreadable
+                && rules.selects(shard)
                 && self.unreadable.insert(shard.clone())
             {
                 let error = Error::new(ErrorKind::StoreCorrupt, &**why).in_shard(shard);
@@ -302,7 +315,7 @@ impl Worker {
             return opening.report.cancel();
         }
         // If the receiver is gone, dropping the report notifies the worker.
-        let _unopened = self.deps.assignments.send(opening);
+        let _unopened = self.deps.assignments.send(Assignment::Shard(Box::new(opening)));
     }
 
     /// Stops delivery from the shard, and releases its lease when all delivered records are
@@ -363,15 +376,34 @@ impl Worker {
         });
     }
 
-    /// Returns the highest number of shards that the worker accepts.
-    pub(super) fn capacity(&self) -> u32 {
+    /// Returns the highest number of shards that the worker accepts, in a request with these
+    /// changes.
+    ///
+    /// A worker that reads named shards takes leases itself, and accepts none from workers that do
+    /// not know the names. A capacity of 0 would mean that it cannot reach Kinesis.
+    pub(super) fn capacity(&self, changes: &[Change]) -> u32 {
         if self.accepts_no_leases() {
             return 0;
         }
-        let held = u32::try_from(self.owned.len()).unwrap_or(u32::MAX);
-        let is_full =
-            self.deps.assignments.is_closed() || self.owned.is_neglected() || self.is_unproven();
-        if is_full { held } else { u32::MAX }
+        let accepted = if self.is_full() {
+            self.owned.len()
+        } else if self.deps.config.rules.is_partial() {
+            let me = &self.deps.config.worker_id;
+            let is_mine = |lease: &&Lease| lease.holder() == Some(me);
+            let held = self.table.leases.values().filter(is_mine).count();
+            (held + changes.iter().filter(|change| is_taken_by(change, me)).count()).max(1)
+        } else {
+            return u32::MAX;
+        };
+        u32::try_from(accepted).unwrap_or(u32::MAX)
+    }
+
+    /// Returns true if the worker accepts no further lease.
+    fn is_full(&self) -> bool {
+        self.accepts_nothing()
+            || self.deps.assignments.is_closed()
+            || self.owned.is_neglected()
+            || self.is_unproven()
     }
 
     /// Hands off the shards whose callers have stopped polling.
@@ -382,4 +414,8 @@ impl Worker {
             self.hand_off(&shard, epoch, Duration::ZERO);
         }
     }
+}
+
+fn is_taken_by(change: &Change, worker: &Arc<str>) -> bool {
+    matches!(change, Change::Assign { to, .. } | Change::Offer { to, .. } if to == worker)
 }

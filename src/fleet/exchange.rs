@@ -78,6 +78,7 @@ impl Worker {
                     self.apply_listing();
                 }
             }
+            self.note_declared();
             self.handle_response(response);
             self.deps.telemetry.renewed(self.owned.len());
             // Only after the table was applied, since a lost lease must not become valid again. A
@@ -124,7 +125,7 @@ impl Worker {
             worker: self.deps.config.worker_id.clone(),
             incarnation: self.incarnation,
             lease_duration: self.deps.config.lease_duration,
-            capacity: self.capacity(),
+            capacity: self.capacity(&changes),
             leaving: false,
             known: (is_known || only_if_unchanged).then_some(known),
             only_if_unchanged,

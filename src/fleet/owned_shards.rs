@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::exhaustion::StreamEnd;
 use crate::checkpoint::{Checkpoint, Watermark};
 use crate::record::ShardId;
 use crate::shard::{LeaseHandle, PollMonitor};
@@ -35,8 +36,9 @@ pub(super) struct OwnedShard {
     /// True if the store has confirmed the end of the shard.
     pub(super) is_end_saved: bool,
     pub(super) is_leaving: bool,
-    /// Set when the stream has reached the end of the shard; its last records may be
-    /// unacknowledged.
+    /// The end of the shard's stream; `None` while the shard is read.
+    pub(super) stream_end: Option<StreamEnd>,
+    /// Set when the stream has ended; the last records may be unacknowledged.
     pub(super) telemetry: Option<ShardTelemetry>,
 }
 
@@ -54,6 +56,7 @@ impl OwnedShard {
             lease,
             is_end_saved: false,
             is_leaving: false,
+            stream_end: None,
             telemetry: None,
         }
     }
@@ -157,6 +160,12 @@ impl OwnedShards {
         self.shards.get(shard).map(|holding| holding.lease_handle.epoch())
     }
 
+    /// Returns the end of the stream of a shard that the worker owns in this epoch.
+    pub(super) fn stream_end(&self, shard: &ShardId, epoch: u64) -> Option<StreamEnd> {
+        let holding = self.shards.get(shard)?;
+        holding.stream_end.filter(|_| holding.lease_handle.epoch() == epoch)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.shards.len()
     }
@@ -169,6 +178,8 @@ impl OwnedShards {
         for (shard, holding) in &self.shards {
             if let Some(poll_monitor) = &holding.poll_monitor
                 && !holding.is_leaving
+                // A stream that has ended is not polled.
+                && holding.stream_end != Some(StreamEnd::EndingPosition)
                 && poll_monitor.has_stopped(limit)
             {
                 found.push((shard.clone(), holding.lease_handle.epoch()));

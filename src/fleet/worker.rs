@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::exclusions::ExclusionTracker;
+use super::exhaustion::{Exhaustion, StreamEnd};
 use super::owned_shards::OwnedShards;
 use super::reachability::Reachability;
 use super::{AssignedShard, WorkerDeps};
@@ -20,6 +21,7 @@ use crate::error::Panic;
 use crate::record::{KnownShard, ShardId};
 use crate::shard::{CheckpointOn, LeaseDeadline};
 use crate::store::lease::{Change, LeaseTable};
+use crate::telemetry::ShardTelemetry;
 use crate::worker_message::WorkerMessage;
 
 /// The shortest time between two listings on request. A listing is requested, for example, after a
@@ -69,6 +71,7 @@ pub(crate) struct Worker {
     pub(super) reachability: Reachability,
     /// The time since which the table shows a lease of another worker that cannot reach Kinesis.
     pub(super) stranded: Option<Instant>,
+    pub(super) exhaustion: Exhaustion,
     pub(super) tasks: JoinSet<TaskOutcome>,
 }
 
@@ -90,6 +93,8 @@ pub(super) struct ListingSchedule {
     /// Kinesis did not name its children.
     pub(super) is_requested: bool,
     pub(super) last: Option<Instant>,
+    /// The start of the last listing whose changes are in the table.
+    pub(super) applied: Option<Instant>,
     pub(super) due: Instant,
 }
 
@@ -139,11 +144,13 @@ impl Worker {
                 panics: 0,
                 is_requested: false,
                 last: None,
+                applied: None,
                 due: now,
             },
             losses: Vec::new(),
             reachability: Reachability::new(deps.config.lease_duration, now),
             stranded: None,
+            exhaustion: Exhaustion::default(),
             tasks: JoinSet::new(),
             deps,
         }
@@ -185,6 +192,7 @@ impl Worker {
                 }
                 self.deps.telemetry.measure(self.owned.len());
             }
+            self.end_when_exhausted();
             // Biased, so that the same inputs always lead to the same actions.
             tokio::select! {
                 biased;
@@ -215,13 +223,14 @@ impl Worker {
     fn handle(&mut self, message: WorkerMessage) {
         match message {
             WorkerMessage::Read { shard, epoch, children, telemetry } => {
-                if let Some(holding) = self.owned.get(&shard, epoch) {
-                    holding.telemetry = Some(telemetry);
-                }
+                self.note_stream_end(&shard, epoch, StreamEnd::Shard, telemetry);
                 if children.is_empty() {
                     self.request_listing();
                 }
                 self.added_children.extend(children);
+            }
+            WorkerMessage::Reached { shard, epoch, telemetry } => {
+                self.note_stream_end(&shard, epoch, StreamEnd::EndingPosition, telemetry);
             }
             WorkerMessage::Finished(shard, epoch) => {
                 // The table shows which children can be read now. It may already have shown that
@@ -246,6 +255,19 @@ impl Worker {
                 self.renew_at = Instant::now();
                 self.edit_waiters.push(seen);
             }
+        }
+    }
+
+    /// Notes the end of a shard's stream. The lease is kept.
+    fn note_stream_end(
+        &mut self,
+        shard: &ShardId,
+        epoch: u64,
+        end: StreamEnd,
+        telemetry: ShardTelemetry,
+    ) {
+        if let Some(holding) = self.owned.get(shard, epoch) {
+            (holding.stream_end, holding.telemetry) = (Some(end), Some(telemetry));
         }
     }
 

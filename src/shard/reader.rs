@@ -1,7 +1,7 @@
 //! The state machine that reads one shard.
 //!
 //! ```text
-//!   Idle ──first poll──► Reading ──end, fatal error, close, lease over──► Done
+//!   Idle ──first poll──► Reading ──end, ending position, fatal error, close, lease over──► Done
 //! ```
 //!
 //! The lease of a shard that is `Done`:
@@ -9,6 +9,7 @@
 //! | `Done` because of | lease |
 //! |---|---|
 //! | its end | released when every record is acknowledged |
+//! | the ending position | kept until the worker leaves or hands it off |
 //! | a fatal error of its source or of a record | released; this worker pauses the shard with back-off |
 //! | a panic of the fetch task, a dropped stream | released; this worker pauses the shard for one renewal |
 //! | the close of the consumer | released when the worker leaves |
@@ -204,6 +205,13 @@ impl ShardReader {
                     });
                     self.report.read(children, self.telemetry.clone());
                     self.watermark.end();
+                    return Poll::Ready(None);
+                }
+                // The end of the shard is not stored: a later reading continues at the checkpoint.
+                Ok(Fetched::Reached) => {
+                    self.state = ReaderState::Done;
+                    self.telemetry.reached();
+                    self.report.reached(self.telemetry.clone());
                     return Poll::Ready(None);
                 }
                 Ok(Fetched::Failed(error)) => return self.end_failed(error),

@@ -34,6 +34,11 @@ impl ReadReport {
         self.send(|shard, epoch| WorkerMessage::Read { shard, epoch, children, telemetry });
     }
 
+    /// Reports that the shard is read to its ending position.
+    pub(super) fn reached(&mut self, telemetry: ShardTelemetry) {
+        self.send(|shard, epoch| WorkerMessage::Reached { shard, epoch, telemetry });
+    }
+
     /// Reports an error that has ended the stream, whether or not the caller receives it.
     pub(super) fn failed(&mut self, has_delivered: bool) {
         self.send(|shard, epoch| WorkerMessage::Failed { shard, epoch, has_delivered });

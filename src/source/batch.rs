@@ -10,6 +10,7 @@
 //! it is delivered.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::Position;
 use super::aggregation::{Aggregate, Part, PartCursor};
@@ -129,6 +130,30 @@ impl Batch {
             }
             return;
         }
+    }
+
+    /// Drops the records from the first one on whose arrival time `is_over`. A record without an
+    /// arrival time counts as one that arrived no later than the record before it. Returns true if
+    /// a record was dropped.
+    pub(super) fn end_before(&mut self, is_over: impl Fn(SystemTime) -> bool) -> bool {
+        // No other batch has these contents before the first delivery.
+        let Some(contents) = Arc::get_mut(&mut self.contents) else { return false };
+        let Contents { records, aggregates, .. } = contents;
+        let (first, left) = (self.next.record, records.iter().skip(self.next.record));
+        let kept = left.take_while(|record| !record.arrival().is_some_and(&is_over)).count();
+        let end = first + kept;
+        if end >= records.len() {
+            return false;
+        }
+        let dropped = aggregates.iter().filter(|packed| packed.record >= end);
+        let (packed, parts) = dropped
+            .fold((0, 0), |(packed, parts), dropped| (packed + 1, parts + dropped.aggregate.len()));
+        // Some user records of the next record may be skipped already.
+        self.next.left =
+            if kept == 0 { 0 } else { self.next.left - (records.len() - end - packed + parts) };
+        records.truncate(end);
+        aggregates.retain(|packed| packed.record < end);
+        true
     }
 
     pub(crate) fn context(&self) -> &ResponseContext {

@@ -37,7 +37,7 @@ use super::subscription::{
 };
 use super::unproven_end::{INVALID_NUMBER, OpenEnd};
 use crate::error::{ClassifiedError, ErrorKind, RetryAction};
-use crate::record::{KnownShard, SequenceNumber};
+use crate::record::SequenceNumber;
 use crate::telemetry::log_line;
 
 /// The time after which a subscription that nothing reads is dropped. A new subscription takes at
@@ -125,7 +125,7 @@ impl FanOutFetcher {
             Ok(new) => {
                 self.fetch_state.pace.subscribed();
                 (self.placed, self.placed_at) = (true, new.asked);
-                self.fetch_state.placed(new.date);
+                self.fetch_state.placed(new.date, new.asked);
                 return Ok(Some(new.subscription));
             }
             Err(refused) => refused,
@@ -168,12 +168,14 @@ impl FanOutFetcher {
         self.expected = self.expected.max(length);
     }
 
-    /// Judges an event. Sets `continues` if the subscription can bring a further one.
+    /// Judges an event. Sets `continues` if the subscription can bring a further one, and `renews` if
+    /// a new one is to replace it.
     async fn read(
         &mut self,
         mut event: SubscribeToShardEvent,
         message: EventMessage,
         continues: &mut bool,
+        renews: &mut bool,
     ) -> Result<Option<FetchedResponse>, Interrupt> {
         self.expected = 0;
         let named = message.named;
@@ -215,6 +217,10 @@ impl FanOutFetcher {
         if matches!(beginning, Beginning::Replaced | Beginning::Postponed) {
             return Ok(None);
         }
+        let is_open = next.is_some() && children.is_none();
+        if beginning == Beginning::Sound && is_open && self.fetch_state.end_at_tip().await? {
+            return Ok(None);
+        }
         if !has_records {
             let is_long = self.placed_at.elapsed() >= UNDECIDED_FOR;
             if beginning == Beginning::Undecided && is_long && self.fetch_state.seek_oldest() {
@@ -223,16 +229,20 @@ impl FanOutFetcher {
             self.fetch_state.approach(lag.and(next.as_ref()));
         }
         let (buffer, memory) = space.hold(buffer);
-        let Unpacked { batch, has_invalid_number } = self
+        let Unpacked { batch, is_reached, has_invalid_number } = self
             .fetch_state
             .unpack(MeasuredRecords { records, buffer, memory, bytes, lag }, self.placed);
         let may_be_behind = lag.is_none_or(|lag| lag > 0);
         self.placed &= may_be_behind && batch.len() == 0;
+        if is_reached {
+            return Ok(Some(FetchedResponse::last(batch)));
+        }
         let is_empty = batch.len() == 0;
         if !is_empty {
             self.patience = CHECKED_FOR;
         }
-        let mut response = FetchedResponse { error: None, batch, passed: None, end: None };
+        let mut response =
+            FetchedResponse { error: None, batch, passed: None, end: None, is_reached: false };
         // Without a valid next position, the next subscription begins where this one stopped.
         match next {
             _ if has_invalid_number => {
@@ -244,6 +254,9 @@ impl FanOutFetcher {
                 self.fetch_state.note_next_position(is_empty && has_records, has_records);
                 self.fetch_state.report_recovery(is_empty);
                 *continues = true;
+                if beginning == Beginning::Sound && is_open && !may_be_behind {
+                    *renews = self.note_tip();
+                }
                 if beginning == Beginning::Sound
                     && let Some(lag) = lag
                 {
@@ -257,18 +270,8 @@ impl FanOutFetcher {
                 Ok(Some(response))
             }
             None if children.is_none() => {
-                if is_empty {
-                    response.end = self.open_end(is_empty, has_records, lag).await?;
-                    if response.end.is_some() {
-                        if !self.fetch_state.judge_end(beginning).await? {
-                            return Ok(None);
-                        }
-                        self.fetch_state.telemetry.succeeded();
-                    }
-                    return Ok(Some(response));
-                }
-                let doubt = self.open_end(is_empty, has_records, lag).await.map(drop);
-                FetchedResponse::doubtful(response.batch, doubt).map(Some)
+                let end = OpenEnd { is_empty, has_records, lag };
+                self.end_open(response, beginning, &end).await
             }
             _ => {
                 self.fetch_state.note_next_position(is_empty && has_records, has_records);
@@ -292,13 +295,32 @@ impl FanOutFetcher {
         self.fetch_state.may_be_overtaken(reached).await
     }
 
-    async fn open_end(
+    /// Notes an event that shows the tip of the open shard. The event may be as old as its
+    /// subscription: returns true if only a later event is of use.
+    fn note_tip(&mut self) -> bool {
+        self.fetch_state.note_tip(self.placed_at);
+        self.fetch_state.needs_later_tip(self.placed_at)
+    }
+
+    /// Handles an event without a next position that names no child of the shard.
+    async fn end_open(
         &mut self,
-        is_empty: bool,
-        has_records: bool,
-        lag: Option<i64>,
-    ) -> Result<Option<Vec<KnownShard>>, Interrupt> {
-        self.fetch_state.proven_end(&OpenEnd { is_empty, has_records, lag }).await
+        mut response: FetchedResponse,
+        beginning: Beginning,
+        end: &OpenEnd,
+    ) -> Result<Option<FetchedResponse>, Interrupt> {
+        let proven = self.fetch_state.proven_end(end).await;
+        if !end.is_empty {
+            return FetchedResponse::doubtful(response.batch, proven.map(drop)).map(Some);
+        }
+        response.end = proven?;
+        if response.end.is_some() {
+            if !self.fetch_state.judge_end(beginning).await? {
+                return Ok(None);
+            }
+            self.fetch_state.telemetry.succeeded();
+        }
+        Ok(Some(response))
     }
 
     /// Forgets the registered consumer if it may be gone, so that the next attempt looks it up or
@@ -338,10 +360,14 @@ impl ShardFetcher for FanOutFetcher {
         };
         match subscription.next().await {
             SubscriptionMessage::Event(event, message) => {
-                let (mut subscription, mut continues) = (Some(subscription), false);
-                let reading = self.read(event, message, &mut continues);
+                let (mut subscription, mut continues, mut renews) =
+                    (Some(subscription), false, false);
+                let reading = self.read(event, message, &mut continues, &mut renews);
                 let response = resting(&mut subscription, reading).await;
                 self.subscription = subscription.filter(|_| continues);
+                if renews && let Some(subscription) = &mut self.subscription {
+                    subscription.renew_at = Instant::now();
+                }
                 return response;
             }
             SubscriptionMessage::Nothing | SubscriptionMessage::Renew => {

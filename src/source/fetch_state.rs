@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::absent_listings::AbsentListings;
 use super::batch::Batch;
+use super::ending::Ending;
 use super::failure_streak::FailureStreak;
 use super::memory_budget::HeldMemory;
 use super::response::{NamedChild, RecordRange};
@@ -33,6 +34,7 @@ pub(super) struct FetchState {
     /// The epoch of the lease under which the shard is read.
     pub(super) epoch: u64,
     pub(super) position: Position,
+    pub(super) ending: Ending,
     pub(super) on_trimmed: OnTrimmed,
     pub(super) discovery_interval: Duration,
     /// The start time that the caller has set for the shard.
@@ -60,6 +62,9 @@ pub(super) struct FetchProgress {
     pub(super) next_quiet_save: Option<Instant>,
     /// The lookup of the shard's hash keys has failed, and the next attempt waits for its turn.
     hash_keys_failed: bool,
+    /// Set once a response has shown the tip of the shard at a time after the ending position: the
+    /// earliest start of a listing that shows whether the shard is still open.
+    pub(super) at_tip: Option<Instant>,
     /// The number of consecutive failed calls.
     pub(super) failed: u32,
     /// Tracks responses that prove nothing; `None` while there is no doubt.
@@ -89,9 +94,16 @@ pub(super) struct FetchedResponse {
     pub(super) passed: Option<QuietProgress>,
     /// The children of the shard, if the shard ends with this response.
     pub(super) end: Option<Vec<KnownShard>>,
+    /// True if the ending position follows these records.
+    pub(super) is_reached: bool,
 }
 
 impl FetchedResponse {
+    /// Returns the last records before the ending position.
+    pub(super) fn last(batch: Batch) -> Self {
+        Self { error: None, batch, passed: None, end: None, is_reached: true }
+    }
+
     /// Returns the records of a response that leaves doubts. An error that ends the source is
     /// returned instead of them.
     pub(super) fn doubtful(batch: Batch, doubt: Result<(), Interrupt>) -> Result<Self, Interrupt> {
@@ -100,7 +112,7 @@ impl FetchedResponse {
             Err(Interrupt::Error(error)) => Some(error),
             Err(interrupt) => return Err(interrupt),
         };
-        Ok(Self { error, batch, passed: None, end: None })
+        Ok(Self { error, batch, passed: None, end: None, is_reached: false })
     }
 }
 
@@ -121,9 +133,12 @@ pub(super) struct MeasuredRecords {
     pub(super) lag: Option<i64>,
 }
 
-/// The records of a response, up to the first one without a valid sequence number.
+/// The records of a response, up to the first one without a valid sequence number, or the first one
+/// after the ending position.
 pub(super) struct Unpacked {
     pub(super) batch: Batch,
+    /// True if a record after the ending position was left out, with all records behind it.
+    pub(super) is_reached: bool,
     pub(super) has_invalid_number: bool,
 }
 
@@ -138,6 +153,8 @@ pub(super) enum Interrupt {
     Moved { after: Option<SequenceNumber>, until: SystemTime },
     /// The end of the shard.
     Ended(Vec<KnownShard>),
+    /// The ending position.
+    Reached,
 }
 
 impl Interrupt {
@@ -148,6 +165,7 @@ impl Interrupt {
             Self::Failed(error) => (Ok(Fetched::Failed(error)), true),
             Self::Moved { after, until } => (Ok(Fetched::Quiet { after, until }), false),
             Self::Ended(children) => (Ok(Fetched::End(children)), true),
+            Self::Reached => (Ok(Fetched::Reached), true),
         }
     }
 }
@@ -293,10 +311,12 @@ impl FetchState {
                 self.skipped_to(*arrival);
             }
         }
+        // Only after the records before the position are skipped: their arrival times decide nothing.
+        let is_reached = batch.end_before(|arrival| self.ending.is_before(arrival));
         if let (1.., Some((last, arrival))) = (batch.len(), last) {
             self.read_to(last, arrival);
         }
-        Unpacked { batch, has_invalid_number: invalid.is_some() }
+        Unpacked { batch, is_reached, has_invalid_number: invalid.is_some() }
     }
 
     /// Moves the position to the start of the next event, which may be after the last record.

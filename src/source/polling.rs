@@ -99,10 +99,11 @@ impl PollingFetcher {
     /// Creates an iterator at the position. Returns `None` if the call failed and is to be retried.
     async fn place(&mut self) -> Result<Option<ShardIterator>, Interrupt> {
         let (kinesis, shard) = (&self.fetch_state.kinesis, self.fetch_state.shard_id());
+        let asked = Instant::now();
         let failure = match kinesis.shard_iterator(shard, &self.fetch_state.begin()).await {
             Ok((Some(text), date)) => {
                 self.placed = true;
-                self.fetch_state.placed(date);
+                self.fetch_state.placed(date, asked);
                 return Ok(Some(ShardIterator::new(text)));
             }
             Ok((None, _)) => ClassifiedError::missing_field("GetShardIterator", "iterator"),
@@ -156,11 +157,18 @@ impl PollingFetcher {
             }
             Err(interrupt) => return Err(interrupt),
         };
+        if beginning == Beginning::Sound && !is_last && self.fetch_state.end_at_tip().await? {
+            self.iterator = None;
+            return Ok(None);
+        }
         let (buffer, memory) = space.hold(buffer);
-        let Unpacked { batch, has_invalid_number } = self
+        let Unpacked { batch, is_reached, has_invalid_number } = self
             .fetch_state
             .unpack(MeasuredRecords { records, buffer, memory, bytes, lag }, self.placed);
         self.placed &= behind && batch.len() == 0;
+        if is_reached {
+            return Ok(Some(FetchedResponse::last(batch)));
+        }
         let is_empty = batch.len() == 0;
         if !is_empty || !is_tip || self.fetch_state.state.next_quiet_save.is_none() {
             self.fetch_state.restart_quiet();
@@ -200,13 +208,13 @@ impl PollingFetcher {
             let doubt = self.fetch_state.proven_end(&open_end).await.map(drop);
             return FetchedResponse::doubtful(batch, doubt).map(Some);
         }
-        let passed = match beginning {
-            Beginning::Sound if is_empty && is_tip && !behind && end.is_none() && !is_open_end => {
-                self.fetch_state.caught_up(asked)
-            }
-            _ => None,
-        };
-        Ok(Some(FetchedResponse { error: None, batch, passed, end }))
+        let is_caught_up = beginning == Beginning::Sound && is_tip && !behind && !is_last;
+        if is_caught_up {
+            self.fetch_state.note_tip(asked);
+        }
+        let passed =
+            if is_caught_up && is_empty { self.fetch_state.caught_up(asked) } else { None };
+        Ok(Some(FetchedResponse { error: None, batch, passed, end, is_reached: false }))
     }
 }
 

@@ -146,8 +146,12 @@ impl FetchState {
         has_last_record && !self.begins_before()
     }
 
-    /// Notes a placement that the server responded to at `date` by its clock.
-    pub(super) fn placed(&mut self, date: Option<SystemTime>) {
+    /// Notes a placement that was requested at `asked`, and that the server responded to at `date` by
+    /// its clock.
+    pub(super) fn placed(&mut self, date: Option<SystemTime>, asked: Instant) {
+        if let Some(date) = date {
+            self.ending.see_date(date, asked);
+        }
         (self.state.retention.is_sound, self.state.retention.needs_record) = (false, false);
         // The shard exists: one that has left retention has no iterator and no subscription.
         self.state.absence = None;

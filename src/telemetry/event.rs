@@ -89,6 +89,14 @@ pub enum Event {
         /// The children of the shard, as far as Kinesis named them.
         children: Vec<ShardId>,
     },
+    /// The shard was read to the
+    /// [ending position](crate::ConsumerBuilder::ending_position), and every record up to it is
+    /// delivered. Its last records may be unacknowledged. The worker keeps the lease, and fetches
+    /// nothing.
+    EndingReached {
+        /// The shard.
+        shard_id: ShardId,
+    },
     /// An error has ended the stream of the shard. The lease is released, and another worker may
     /// acquire it. This worker retries after a pause of 10 s to 5 min.
     ShardFailed {
@@ -305,6 +313,7 @@ impl Event {
             | Self::HandoffTimedOut { shard_id, .. }
             | Self::ShardStarted { shard_id, .. }
             | Self::ShardEnded { shard_id, .. }
+            | Self::EndingReached { shard_id }
             | Self::ShardFailed { shard_id, .. }
             | Self::ShardFinished { shard_id }
             | Self::Resharded { shard_id, .. }
@@ -362,6 +371,7 @@ impl Event {
             Self::ShardEnded { children, .. } => {
                 log!(debug, "shard read to its end", children = field::debug(children));
             }
+            Self::EndingReached { .. } => log!(debug, "shard read to its ending position"),
             Self::ShardFailed { message, .. } => {
                 log!(warn, "shard failed; releasing its lease", error = message.as_str());
             }

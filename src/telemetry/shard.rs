@@ -28,6 +28,8 @@ pub(super) struct ShardGauges {
     backlog: Backlog,
     /// True if a user record was left out.
     left_out: AtomicBool,
+    /// True if the shard was read to the ending position.
+    has_reached: AtomicBool,
     /// True if the shard has failed and was not read since.
     has_failed: AtomicBool,
     watermark: Weak<Watermark>,
@@ -59,6 +61,10 @@ impl ShardGauges {
         let last = self.millis_behind_latest.load(Ordering::Relaxed);
         let oldest = self.backlog.oldest(self.delivered()).map(|(_, millis)| millis);
         (last != UNKNOWN).then(|| oldest.unwrap_or(last).max(last))
+    }
+
+    pub(super) fn has_reached(&self) -> bool {
+        self.has_reached.load(Ordering::Relaxed)
     }
 
     pub(super) fn in_flight(&self) -> InFlight {
@@ -102,13 +108,14 @@ impl ShardTelemetry {
         let millis_behind_latest = AtomicI64::new(UNKNOWN);
         let watermark = Arc::downgrade(watermark);
         let backlog = Backlog::default();
-        let left_out = AtomicBool::new(false);
+        let (left_out, has_reached) = (AtomicBool::new(false), AtomicBool::new(false));
         let has_failed = AtomicBool::new(telemetry.0.failures.contain(&id));
         let gauges = ShardGauges {
             id,
             millis_behind_latest,
             backlog,
             left_out,
+            has_reached,
             has_failed,
             watermark,
             metrics,
@@ -159,6 +166,15 @@ impl ShardTelemetry {
             self.gauges.has_failed.store(false, Ordering::Relaxed);
             self.telemetry.0.failures.clear(self.shard_id());
         }
+    }
+
+    /// Notes that the shard was read to the ending position. Its lag is no longer known, since no
+    /// further response shows it.
+    pub(crate) fn reached(&self) {
+        self.succeeded();
+        self.gauges.has_reached.store(true, Ordering::Relaxed);
+        self.gauges.millis_behind_latest.store(UNKNOWN, Ordering::Relaxed);
+        self.emit(Event::EndingReached { shard_id: self.shard_id().clone() });
     }
 
     /// Returns the future, to run within the span of the shard.

@@ -6,6 +6,9 @@ use serde_json::{Map, Value, json};
 
 use super::contents::Stored;
 
+/// The member of a record that is its arrival time.
+const ARRIVAL: &str = "ApproximateArrivalTimestamp";
+
 pub(super) const JSON: &str = "application/x-amz-json-1.1";
 
 /// A response before it is encoded.
@@ -26,11 +29,23 @@ impl Answer {
         Self { status, members, records: None }
     }
 
-    /// Removes these members.
+    /// Removes these members. The arrival times of records are removed in JSON only.
     pub(super) fn without(mut self, fields: &[String]) -> Self {
         let is_kept = |field: &str| !fields.iter().any(|removed| removed == field);
         self.members.retain(|field, _| is_kept(field));
         self.records = self.records.filter(|_| is_kept("Records"));
+        if !is_kept(ARRIVAL)
+            && let Some(records) = self.records.take()
+        {
+            let records = records.into_iter().map(|record| match record_json(record) {
+                Value::Object(mut members) => {
+                    members.remove(ARRIVAL);
+                    Value::Object(members)
+                }
+                other => other,
+            });
+            self.members.insert("Records".to_owned(), records.collect());
+        }
         self
     }
 
@@ -65,7 +80,7 @@ pub(super) fn record_json(record: Stored) -> Value {
     let data = base64::encode(&record.data);
     let members = [
         ("SequenceNumber", Value::String(record.number)),
-        ("ApproximateArrivalTimestamp", json!(record.arrival as f64 / 1000.0)),
+        (ARRIVAL, json!(record.arrival as f64 / 1000.0)),
         ("Data", Value::String(data)),
         ("PartitionKey", Value::String(record.partition_key)),
     ];

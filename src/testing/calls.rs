@@ -85,6 +85,8 @@ pub enum Outcome {
     /// The call is carried out. The connection is lost after half of the response.
     Cut,
     /// The call is carried out. The response, or each event of a subscription, lacks these fields.
+    /// `ApproximateArrivalTimestamp` removes the arrival time of each record of a `GetRecords` call in
+    /// JSON.
     Without(Vec<String>),
     /// A `ListShards` call gets a well-formed but wrong response. Any other call is served.
     Mislisted(WrongListing),

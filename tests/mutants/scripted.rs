@@ -173,6 +173,82 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         wrong: "Ok(record) => match (record.ack(), (this.f)(&record)).1 {",
         breaks: &["adapters::guarantees::adapters_keep_the_guarantees_in_random_worlds"],
     },
+    Mistake {
+        what: "a shard ends at the ending position while it lags",
+        file: "source/polling.rs",
+        right: "if is_caught_up {\n            self.fetch_state.note_tip(asked);",
+        wrong: "if is_caught_up || lag.is_some() {\n            self.fetch_state.note_tip(asked);",
+        breaks: &["bounds::endings::lagging_shard_does_not_end_although_the_time_is_over"],
+    },
+    Mistake {
+        what: "the end of the shard is stored at the ending position",
+        file: "shard/reader.rs",
+        right: "self.telemetry.reached();",
+        wrong: "self.telemetry.reached();\n self.watermark.end();",
+        breaks: &[
+            "bounds::endings::shard_ends_at_the_first_record_that_arrived_later_and_continues_after_it",
+        ],
+    },
+    Mistake {
+        what: "a closed shard ends at its tip, so that its children are not read",
+        file: "source/ending.rs",
+        right: "if presence.is_listed && !presence.has_ended {",
+        wrong: "if presence.is_listed {",
+        breaks: &["bounds::endings::shard_that_is_closed_at_its_tip_is_read_to_its_end"],
+    },
+    Mistake {
+        what: "the stream ends although a child waits for its parent's acknowledgements",
+        file: "fleet/exhaustion.rs",
+        right: "Some(StreamEnd::Shard) => has_waiting_child(shard),",
+        wrong: "Some(StreamEnd::Shard) => has_waiting_child(shard) && !is_bounded,",
+        breaks: &["bounds::endings::child_that_waits_for_an_acknowledgement_keeps_the_stream_open"],
+    },
+    Mistake {
+        what: "the child of a shard that has reached the ending position is read",
+        file: "discovery/read_rules.rs",
+        right: "!self.selects(parent) || is_over(parent)",
+        wrong: "!self.selects(parent) || is_over(parent) || table.leases[parent].owner.is_some()",
+        breaks: &["bounds::endings::child_of_a_reached_shard_is_not_read"],
+    },
+    Mistake {
+        what: "a record after the ending position is delivered",
+        file: "source/batch.rs",
+        right: "let end = first + kept;",
+        wrong: "let end = (first + kept + 1).min(records.len());",
+        breaks: &[
+            "bounds::endings::shard_ends_at_the_first_record_that_arrived_later_and_continues_after_it",
+        ],
+    },
+    Mistake {
+        what: "clocks of hosts are trusted at the ending position",
+        file: "source/ending.rs",
+        right: "Self::At(time) => is_later(now, *time),",
+        wrong: "Self::At(time) => now > *time,",
+        breaks: &[
+            "bounds::endings::quiet_shard_ends_when_it_has_caught_up_after_the_ending_and_makes_no_further_call",
+        ],
+    },
+    Mistake {
+        what: "the stream ends without a listing",
+        file: "fleet/exhaustion.rs",
+        right: "self.listing.applied.is_some_and(|began| began >= since)",
+        wrong: "self.listing.applied.is_some_and(|began| began <= since)",
+        breaks: &["bounds::endings::stream_ends_only_after_a_listing_that_shows_nothing_else"],
+    },
+    Mistake {
+        what: "a worker takes shards that it does not name",
+        file: "fleet/balance.rs",
+        right: "view.leases.retain(|shard, lease| selects(shard) && holder(lease).is_some());",
+        wrong: "view.leases.retain(|_, lease| holder(lease).is_some());",
+        breaks: &["bounds::only_shards::workers_with_disjoint_sets_read_their_own_shards"],
+    },
+    Mistake {
+        what: "a worker accepts shards until its stream has ended",
+        file: "fleet/duties.rs",
+        right: "self.accepts_nothing()\n            || self.deps",
+        wrong: "self.deps",
+        breaks: &["bounds::jobs::children_are_read_after_a_worker_without_a_shard_has_ended"],
+    },
 ];
 
 #[test]

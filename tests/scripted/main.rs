@@ -19,6 +19,13 @@ mod adapters {
     mod throughput;
 }
 
+/// Reads that end, and reads of some shards.
+mod bounds {
+    mod endings;
+    mod jobs;
+    mod only_shards;
+}
+
 /// Delivery and acknowledgement.
 mod delivery {
     mod cancellation;

@@ -5,6 +5,7 @@
 //! keeps leases and does not fail.
 
 mod approaches;
+mod bounded_reads;
 mod child_at_latest;
 mod horizon;
 mod idle_shards;
@@ -99,6 +100,9 @@ const LOST_ENDS: u64 = 0x656e_6465_6421;
 /// Mixed with the seed for the act of readers that restart before long approaches.
 const APPROACHES: u64 = 0x61_7070_726f_6163;
 
+/// Mixed with the seed for the act of bounded reads.
+const BOUNDED_READS: u64 = 0x0062_6f75_6e64_6564;
+
 /// Plays acts for some seeds.
 pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
     let mut rng = Rng::with_seed(seed ^ ACTS);
@@ -151,6 +155,9 @@ pub(crate) async fn play(seed: u64, plan: Plan, truth: Truth) {
     }
     if let Some(mut act) = begin(APPROACHES, 100) {
         act.restart_before_approach().await;
+    }
+    if let Some(mut act) = begin(BOUNDED_READS, 12) {
+        act.read_bounded().await;
     }
 }
 

@@ -38,6 +38,8 @@ pub(crate) enum Promise {
     EndsAreKept,
     /// No record from before the start is delivered.
     NotBeforeTheStart,
+    /// No record that arrived after the ending position is delivered.
+    NotAfterTheEnding,
     /// The caller never holds more records of a shard than the in-flight limit allows.
     InFlight,
     /// No call exceeds the rate limits of Kinesis or is malformed.

@@ -1,0 +1,199 @@
+//! Jobs with several workers: each worker's stream ends when nothing is left for it.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
+
+use futures::StreamExt;
+use kinestream::{CheckpointOn, Consumer, ConsumerBuilder, Event, ShardState};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::endings::{LONG, NOTHING, SECOND, rest, until};
+use crate::fleet::fleets::{Fleet, LEASE};
+use crate::{calls, next, number};
+
+/// A worker of a job that reads in its own task.
+struct JobWorker {
+    consumer: Consumer,
+    /// The numbers of its records, and the time at which its stream ended.
+    reading: JoinHandle<(Vec<usize>, Instant)>,
+}
+
+fn builder(fleet: &Fleet, name: &str, end: SystemTime) -> ConsumerBuilder {
+    let builder = until(&fleet.kinesis, end).store(fleet.store.clone());
+    builder.worker_id(name).lease_duration(LEASE)
+}
+
+fn start(fleet: &Fleet, name: &str, end: SystemTime, work: Duration) -> JobWorker {
+    let consumer = builder(fleet, name, end).limit(10).build().unwrap();
+    let mut records = consumer.records();
+    let reading = tokio::spawn(async move {
+        let mut seen = Vec::new();
+        while let Some(record) = records.next().await {
+            seen.push(number(&record.unwrap()));
+            sleep(work).await;
+        }
+        let ended = Instant::now();
+        // The stream is dropped later than it ends.
+        sleep(3600 * SECOND).await;
+        (seen, ended)
+    });
+    JobWorker { consumer, reading }
+}
+
+/// Returns a fleet of `shards` shards with 100 records each before the ending, and some after it.
+async fn job(shards: usize) -> (Fleet, SystemTime) {
+    let fleet = Fleet::new(shards);
+    for number in 0..100 * shards {
+        fleet.orders.shard(number % shards).put(number.to_string());
+    }
+    let end = fleet.kinesis.now();
+    sleep(SECOND).await;
+    for shard in 0..shards {
+        fleet.orders.shard(shard).put("999999");
+    }
+    (fleet, end)
+}
+
+#[tokio::test(start_paused = true)]
+async fn workers_share_a_job_and_all_of_their_streams_end() {
+    let (fleet, end) = job(6).await;
+    let began = Instant::now();
+    let mut workers = Vec::new();
+    for worker in 0..3 {
+        workers.push(start(&fleet, &format!("worker-{worker}"), end, SECOND / 10));
+        sleep(SECOND).await;
+    }
+    let mut all = Vec::new();
+    for worker in workers {
+        let (seen, ended) = timeout(3 * LONG, worker.reading).await.unwrap().unwrap();
+        assert!(!seen.is_empty(), "expected every worker to have a share");
+        assert!(ended - began < 600 * SECOND, "{:?}", ended - began);
+        all.extend(seen);
+        worker.consumer.close().await.unwrap();
+    }
+    all.sort_unstable();
+    assert_eq!(all, (0..600).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn shards_of_a_worker_that_dies_are_read_by_the_others() {
+    let (fleet, end) = job(4).await;
+    let first = start(&fleet, "first", end, SECOND);
+    sleep(SECOND).await;
+    let second = start(&fleet, "second", end, SECOND);
+    sleep(30 * SECOND).await;
+    // Without a last save, as a kill.
+    first.reading.abort();
+    drop(first);
+    let (seen, _) = timeout(3 * LONG, second.reading).await.unwrap().unwrap();
+    second.consumer.close().await.unwrap();
+    let read: BTreeSet<usize> = seen.into_iter().collect();
+    // The first worker has read 30 records at most.
+    assert!(read.len() >= 370, "{}", read.len());
+    let again = builder(&fleet, "third", end).build().unwrap();
+    assert_eq!(rest(&mut again.records()).await, NOTHING, "the job is complete");
+}
+
+#[tokio::test(start_paused = true)]
+async fn worker_that_takes_a_reached_shard_reaches_the_ending_at_once() {
+    let (fleet, end) = job(4).await;
+    let first = builder(&fleet, "first", end).build().unwrap();
+    let mut records = first.records();
+    assert_eq!(rest(&mut records).await.len(), 400);
+    let second = builder(&fleet, "second", end).build().unwrap();
+    let (mut others, mut events) = (second.records(), second.events());
+    // Two of the reached shards move to the second worker.
+    assert_eq!(rest(&mut others).await, NOTHING);
+    let held = [&first, &second].map(|consumer| consumer.health().leases_held);
+    assert_eq!(held, [2, 2], "a fleet of reached shards is balanced");
+    first.close().await.unwrap();
+    sleep(2 * LEASE).await;
+    // The stream of the second worker has ended, so it accepts no further shard.
+    assert_eq!(second.health().leases_held, 2);
+    let mut reached = 0;
+    while let Ok(Some(event)) = timeout(SECOND, events.next()).await {
+        reached += usize::from(matches!(event, Event::EndingReached { .. }));
+    }
+    assert_eq!(reached, 2);
+    let before = calls(&fleet.kinesis, "GetRecords").len();
+    sleep(LONG).await;
+    assert_eq!(calls(&fleet.kinesis, "GetRecords").len(), before, "expected no further call");
+}
+
+#[tokio::test(start_paused = true)]
+async fn worker_without_a_shard_ends_while_another_reads() {
+    let (fleet, end) = job(1).await;
+    let first = start(&fleet, "first", end, SECOND);
+    sleep(10 * SECOND).await;
+    let second = builder(&fleet, "second", end).build().unwrap();
+    let began = Instant::now();
+    assert_eq!(rest(&mut second.records()).await, NOTHING);
+    assert!(began.elapsed() < 30 * SECOND, "{:?}", began.elapsed());
+    second.close().await.unwrap();
+    let (seen, _) = timeout(3 * LONG, first.reading).await.unwrap().unwrap();
+    assert_eq!(seen.len(), 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn children_are_read_after_a_worker_without_a_shard_has_ended() {
+    let fleet = Fleet::new(1);
+    fleet.orders.shard(0).put("0");
+    let [left, right] = fleet.orders.shard(0).split();
+    left.put("1");
+    for child in right.split() {
+        child.put("2");
+    }
+    let end = fleet.kinesis.now();
+    sleep(600 * SECOND).await;
+    // The parent is read when the second worker ends.
+    let first = start(&fleet, "first", end, LEASE / 9);
+    let second = start(&fleet, "second", end, SECOND);
+    let mut read = Vec::new();
+    for worker in [first, second] {
+        let (seen, _) = timeout(3 * LONG, worker.reading).await.unwrap().unwrap();
+        read.extend(seen);
+    }
+    read.sort_unstable();
+    assert_eq!(read, [0, 1, 2, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn handoff_of_a_reached_shard_waits_for_its_records() {
+    let (fleet, end) = job(2).await;
+    let ack = |name| builder(&fleet, name, end).checkpoint_on(CheckpointOn::Ack);
+    let first = ack("first").handoff_timeout(600 * SECOND).build().unwrap();
+    let mut records = first.records();
+    let mut held = Vec::new();
+    for _ in 0..200 {
+        held.push(next(&mut records).await);
+    }
+    assert_eq!(rest(&mut records).await, NOTHING);
+    let second = ack("second").build().unwrap();
+    let mut others = second.records();
+    assert!(timeout(60 * SECOND, others.next()).await.is_err(), "the handoff waits");
+    held.iter().for_each(kinestream::Record::ack);
+    assert_eq!(rest(&mut others).await, NOTHING);
+    let states = crate::shards(&first).await;
+    let mut states: Vec<ShardState> = states.into_values().map(|shard| shard.state).collect();
+    states.sort_by_key(|state| format!("{state:?}"));
+    assert_eq!(states, [ShardState::EndingReached, ShardState::Reading]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn position_that_is_moved_back_is_read_again_until_the_stream_has_ended() {
+    let (fleet, end) = job(2).await;
+    let job = builder(&fleet, "first", end).build().unwrap();
+    let mut records = job.records();
+    for _ in 0..200 {
+        next(&mut records).await;
+    }
+    job.seek(kinestream::StartingPosition::TrimHorizon).await.unwrap();
+    assert_eq!(rest(&mut records).await.len(), 200);
+    // No shard is read after the end of the stream.
+    job.seek(kinestream::StartingPosition::TrimHorizon).await.unwrap();
+    let before = calls(&fleet.kinesis, "GetRecords").len();
+    sleep(600 * SECOND).await;
+    assert!(records.next().await.is_none());
+    assert_eq!(calls(&fleet.kinesis, "GetRecords").len(), before);
+}

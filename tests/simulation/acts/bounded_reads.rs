@@ -1,0 +1,227 @@
+//! Jobs that read up to an ending position, over reshards, faults and restarts, with one worker or
+//! several.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
+
+use futures::StreamExt;
+use kinestream::testing::{Outcome, WrongListing};
+use kinestream::{
+    CheckpointOn, Consumer, ConsumerBuilder, EndingPosition, OnTrimmed, StartingPosition,
+};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::Act;
+use crate::merged::Merged;
+use crate::seeds::pick;
+use crate::truth::Promise;
+use crate::wire::without_altering;
+
+/// The time within which a job ends after the faults: the difference of two clocks, which a quiet
+/// shard waits for, the pauses of a shard that has failed, a new subscription, and listings.
+const PATIENCE: Duration = Duration::from_secs(30 * 60);
+
+/// A worker of a job.
+struct JobWorker {
+    consumer: Consumer,
+    stream: Merged,
+    has_ended: bool,
+}
+
+/// The records that a job has delivered, by their numbers.
+type Delivered = BTreeSet<usize>;
+
+impl Act {
+    pub(super) async fn read_bounded(&mut self) {
+        self.kinesis.set_cbor(without_altering(self.plan.cbor));
+        self.plan.discovery_interval = pick(&mut self.rng, &[1, 5, 30]) * Duration::from_secs(1);
+        let workers = pick(&mut self.rng, &[1, 1, 2, 3]);
+        self.change_stream(0..4).await;
+        let offset = self.time(0..60_000);
+        let ending = match self.rng.u8(..3) {
+            0 => EndingPosition::Latest,
+            1 => EndingPosition::AtTimestamp(self.kinesis.now() + offset),
+            _ => EndingPosition::AtTimestamp(self.kinesis.now()),
+        };
+        self.truth.log(format_args!("{workers} workers read up to {ending:?}"));
+        self.change_stream(0..2).await;
+        let mut delivered = Delivered::new();
+        for _ in 0..self.rng.usize(0..3) {
+            let mut job = self.begin_job(workers, ending);
+            let time = self.time(0..20_000);
+            self.fail_calls();
+            self.drive(&mut job, time, &mut delivered).await;
+            self.change_stream(0..2).await;
+            let time = self.time(0..20_000);
+            self.drive(&mut job, time, &mut delivered).await;
+            self.stop_job(job).await;
+        }
+        self.end_job(workers, ending, &mut delivered).await;
+    }
+
+    /// Runs a job to its end, and checks what it and all jobs before it have delivered.
+    async fn end_job(&mut self, workers: usize, ending: EndingPosition, delivered: &mut Delivered) {
+        let existing = self.puts.len();
+        self.kinesis.on_call(|_| Outcome::Served);
+        let mut job = self.begin_job(workers, ending);
+        let time = self.time(0..5000);
+        self.drive(&mut job, time, delivered).await;
+        self.change_stream(0..2).await;
+        self.drive(&mut job, PATIENCE, delivered).await;
+        if job.iter().any(|worker| !worker.has_ended) {
+            self.breaks(Promise::Progress, format_args!("a job up to {ending:?} does not end"));
+        }
+        let due = |number: &usize| match ending {
+            EndingPosition::AtTimestamp(end) => self.arrival(*number) <= end,
+            // Each worker has its own first poll, after these records.
+            _ => *number < existing,
+        };
+        let missing: Vec<usize> =
+            (0..self.puts.len()).filter(due).filter(|it| !delivered.contains(it)).collect();
+        if !missing.is_empty() {
+            self.breaks(
+                Promise::NothingIsLost,
+                format_args!("records {missing:?} up to {ending:?} are not delivered"),
+            );
+        }
+        let is_late = |number: &&usize| match ending {
+            EndingPosition::AtTimestamp(end) => self.arrival(**number) > end,
+            _ => false,
+        };
+        let late: Vec<&usize> = delivered.iter().filter(is_late).collect();
+        if !late.is_empty() {
+            self.breaks(
+                Promise::NotAfterTheEnding,
+                format_args!("records {late:?} after {ending:?} are delivered"),
+            );
+        }
+        self.stop_job(job).await;
+        if self.truth.is_broken() {
+            return;
+        }
+        if matches!(ending, EndingPosition::AtTimestamp(_)) {
+            let (mut again, mut repeated) = (self.begin_job(1, ending), Delivered::new());
+            self.drive(&mut again, PATIENCE, &mut repeated).await;
+            if !repeated.is_empty() || !again[0].has_ended {
+                self.breaks(
+                    Promise::FewRepeats,
+                    format_args!("a complete job delivers {repeated:?} again, or does not end"),
+                );
+            }
+            self.stop_job(again).await;
+        }
+        self.read_rest_of_stream(delivered).await;
+    }
+
+    /// Reads everything after the ending position.
+    async fn read_rest_of_stream(&mut self, delivered: &mut Delivered) {
+        let mut reader = self.begin(StartingPosition::TrimHorizon, OnTrimmed::Fail);
+        let rest: Vec<usize> =
+            (0..self.puts.len()).filter(|number| !delivered.contains(number)).collect();
+        self.read_all(&mut reader, &rest).await;
+        reader.close().await;
+    }
+
+    fn begin_job(&self, workers: usize, ending: EndingPosition) -> Vec<JobWorker> {
+        let begin = |number: usize| {
+            let builder = Consumer::builder(self.kinesis.client(), "orders");
+            let builder = self.plan.apply(builder).store(self.store.clone());
+            let options = |builder: ConsumerBuilder| {
+                builder
+                    .starting_position(StartingPosition::TrimHorizon)
+                    .ending_position(ending)
+                    .lease_duration(Duration::from_secs(6))
+                    .worker_id(format!("job-{number}-{}", self.kinesis.call_count()))
+            };
+            let consumer = options(builder).build().expect("the plan's options are valid");
+            let stream = Merged::new(&consumer, self.truth.clone(), &self.plan);
+            JobWorker { consumer, stream, has_ended: false }
+        };
+        (0..workers).map(begin).collect()
+    }
+
+    /// Reads with all workers, until this time is over or all streams have ended.
+    async fn drive(&self, job: &mut [JobWorker], time: Duration, delivered: &mut Delivered) {
+        let end = Instant::now() + time;
+        while job.iter().any(|worker| !worker.has_ended) {
+            let open = job.iter_mut().filter(|worker| !worker.has_ended);
+            let next = open.map(|worker| {
+                Box::pin(async {
+                    let next = worker.stream.next().await;
+                    worker.has_ended = next.is_none();
+                    next
+                })
+            });
+            let Ok((next, ..)) = timeout_at(end, futures::future::select_all(next)).await else {
+                return;
+            };
+            match next {
+                Some(Ok(record)) => {
+                    let text = std::str::from_utf8(record.data()).expect("the payload is text");
+                    self.truth.log(format_args!("record: {text} of {}", record.shard_id()));
+                    delivered.insert(text.parse().expect("the payload is a number"));
+                    if self.plan.mode == CheckpointOn::Ack {
+                        record.ack();
+                    }
+                }
+                Some(Err(error)) => self.truth.log(format_args!("error: {error}")),
+                None => self.truth.log(format_args!("the stream of a worker has ended")),
+            }
+        }
+    }
+
+    /// Closes some workers and drops the others.
+    async fn stop_job(&mut self, job: Vec<JobWorker>) {
+        for JobWorker { consumer, stream, has_ended } in job {
+            drop(stream);
+            if has_ended || self.rng.bool() {
+                consumer.close().await.expect("the store of an act does not fail");
+            }
+        }
+        let time = self.time(0..10_000);
+        sleep(time).await;
+    }
+
+    /// Puts records and reshards the stream, with pauses.
+    async fn change_stream(&mut self, times: std::ops::Range<usize>) {
+        for _ in 0..self.rng.usize(times) {
+            self.put_some(0..6);
+            let pause = self.time(0..4000);
+            sleep(pause).await;
+            if self.rng.u8(..3) == 0 {
+                self.reshard();
+            }
+            self.put_some(0..4);
+            let pause = self.time(1..4000);
+            sleep(pause).await;
+        }
+    }
+
+    fn fail_calls(&mut self) {
+        for _ in 0..self.rng.usize(0..6) {
+            let read = self.plan.read_call();
+            let next = if self.plan.fan_out {
+                ["ContinuationSequenceNumber", "ChildShards"]
+            } else {
+                ["NextShardIterator", "ChildShards"]
+            };
+            let (operation, outcome) = match self.rng.u8(..7) {
+                0 => (read, Outcome::throttled()),
+                1 => (read, Outcome::failed(500, "InternalFailure", "no")),
+                2 => (read, Outcome::without(["MillisBehindLatest"])),
+                3 => (read, Outcome::without(next)),
+                4 => ("ListShards", Outcome::failed(500, "InternalFailure", "no")),
+                5 => ("ListShards", Outcome::Mislisted(WrongListing::Empty)),
+                _ => ("GetShardIterator", Outcome::throttled()),
+            };
+            let times = self.rng.usize(1..4);
+            self.truth.log(format_args!("next {times} calls of {operation}: {outcome:?}"));
+            self.kinesis.next_calls(operation, times, outcome);
+        }
+    }
+
+    /// Returns the arrival time of a record.
+    fn arrival(&self, number: usize) -> SystemTime {
+        self.kinesis.now() - self.puts[number].at.elapsed()
+    }
+}
