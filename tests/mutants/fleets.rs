@@ -167,8 +167,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "leases move while no worker reaches Kinesis",
         file: "fleet/duties.rs",
-        right: "|| self.is_unproven();",
-        wrong: "|| self.is_unproven() && held == 7;",
+        right: "|| self.is_unproven()\n",
+        wrong: "|| self.is_unproven() && self.owned.len() == 7\n",
         breaks: &["Rest"],
     },
     Mistake {
@@ -239,8 +239,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a child continues after its parent was moved back",
         file: "fleet/duties.rs",
-        right: "if is_readable(&self.table, &lease, self.deps.config.ordering) {",
-        wrong: "if is_readable(&self.table, &lease, self.deps.config.ordering) || lease.epoch > 0 {",
+        right: "if self.deps.config.rules.is_readable(&self.table, &shard, &lease) {",
+        wrong: "if lease.epoch > 0 {",
         breaks: &["ParentsFirst"],
     },
     Mistake {

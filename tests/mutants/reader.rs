@@ -26,16 +26,16 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "children start when their parents start",
-        file: "discovery.rs",
-        right: "is_none_or(Lease::is_finished));\n    may_begin",
-        wrong: "is_none_or(|lease| lease.owner.is_some() || lease.is_finished()));\n    may_begin",
+        file: "discovery/read_rules.rs",
+        right: "is_none_or(Lease::is_finished);",
+        wrong: "is_none_or(|lease| lease.owner.is_some() || lease.is_finished());",
         breaks: &["ParentsFirst"],
     },
     Mistake {
         what: "a merged child waits for only one of its parents",
-        file: "discovery.rs",
-        right: "|| parents.iter().all(|parent| table",
-        wrong: "|| parents.is_empty() || parents.iter().any(|parent| table",
+        file: "discovery/read_rules.rs",
+        right: "|| parents.iter().all(|parent|",
+        wrong: "|| parents.is_empty() || parents.iter().any(|parent|",
         breaks: &["ParentsFirst"],
     },
     Mistake {
@@ -195,8 +195,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "descendants of a named shard start at the default position",
         file: "discovery/changes.rs",
-        right: "first && !descendants.contains(&shard.id)",
-        wrong: "first && descendants.len() < usize::MAX",
+        right: "&& !descendants.contains(&shard.id)",
+        wrong: "&& descendants.len() < usize::MAX",
         breaks: &["NothingIsLost", "Progress"],
     },
     Mistake {

@@ -181,7 +181,7 @@ async fn shares(sets: &[&[usize]], shards: usize) -> Vec<BTreeSet<usize>> {
     let putting = fleet.put_continuously(Duration::from_millis(200));
     sleep(10 * LEASE).await;
     let settled = Instant::now();
-    let mut shares = Vec::new();
+    let mut read = Vec::new();
     let mut epochs = std::collections::BTreeMap::new();
     for reader in readers {
         let (seen, _consumer) = reader.await.unwrap();
@@ -192,10 +192,10 @@ async fn shares(sets: &[&[usize]], shards: usize) -> Vec<BTreeSet<usize>> {
             let known = *epochs.entry(shard).or_insert(epoch);
             assert_eq!(known, epoch, "shard {shard} moved in a settled fleet");
         }
-        shares.push(share);
+        read.push(share);
     }
     drop(putting);
-    shares
+    read
 }
 
 #[tokio::test(start_paused = true)]
