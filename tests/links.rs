@@ -18,7 +18,9 @@ fn pages() -> Vec<PathBuf> {
         "examples/README.md",
         "tests/README.md",
     ];
-    beside.map(|name| root.join(name)).into_iter().chain(guide).collect()
+    // The published package does not contain the command-line tool.
+    let tool = Some(root.join("cli/README.md")).filter(|page| page.exists());
+    beside.map(|name| root.join(name)).into_iter().chain(guide).chain(tool).collect()
 }
 
 /// Returns the targets of `[text](target)` in a page.

@@ -70,7 +70,7 @@ fn files(folder: &Path, extensions: &[&str], found: &mut Vec<PathBuf>) {
 /// All files with prose, apart from this one and from pieces of source in `tests/mutants`.
 fn pages() -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for folder in ["src", "tests", "examples", "benches", "fuzz/fuzz_targets"] {
+    for folder in ["src", "tests", "examples", "benches", "fuzz/fuzz_targets", "cli"] {
         let folder = root().join(folder);
         if folder.is_dir() {
             files(&folder, &["rs", "md", "lua"], &mut found);

@@ -67,6 +67,12 @@ impl KinesisLocal {
         panic!("kinesis-local did not respond within a minute");
     }
 
+    // Only some of the including programs start a client of their own.
+    #[allow(dead_code)]
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     pub(crate) fn client(&self) -> Client {
         client_of(self.port)
     }

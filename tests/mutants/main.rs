@@ -70,6 +70,15 @@ impl Copy {
         ] {
             copy(&origin.join(part), &folder.join(part));
         }
+        // A member of the workspace, which the published package does not contain.
+        if origin.join("cli").exists() {
+            copy(&origin.join("cli"), &folder.join("cli"));
+            let manifest = folder.join("cli/Cargo.toml");
+            let text = fs::read_to_string(&manifest).unwrap();
+            let here = format!("path = \"..\", version = {:?}", env!("CARGO_PKG_VERSION"));
+            assert!(text.contains(&here), "expected {here:?} in cli/Cargo.toml");
+            fs::write(manifest, text.replace(&here, "path = \"..\"")).unwrap();
+        }
         // The copy needs another version. Otherwise Cargo takes its build output for that of the
         // crate itself.
         let version = format!("version = {:?}", env!("CARGO_PKG_VERSION"));
@@ -91,7 +100,8 @@ impl Copy {
     /// Builds tests of the copy, and returns their binaries.
     fn build(&self, tests: &[&str], optimisation: &str) -> HashMap<String, PathBuf> {
         let mut command = Command::new(env!("CARGO"));
-        command.args(["test", "--locked", "--all-features", "--no-run"]);
+        // The whole workspace, so that dependencies have the features of the build of this test.
+        command.args(["test", "--locked", "--workspace", "--all-features", "--no-run"]);
         for test in tests {
             command.args(["--test", test]);
         }

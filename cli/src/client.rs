@@ -1,0 +1,152 @@
+//! The client of Kinesis, and what commands ask of Kinesis directly.
+
+use aws_config::BehaviorVersion;
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::config::{Credentials, Region};
+use aws_sdk_kinesis::types::StreamSummary;
+
+use crate::arguments::Aws;
+use crate::failure::{Failure, Outcome};
+
+/// Creates a client from the usual AWS sources and the options.
+pub(crate) async fn connect(aws: &Aws) -> Outcome<Client> {
+    let mut loader = aws_config::defaults(BehaviorVersion::latest());
+    if let Some(profile) = &aws.profile {
+        loader = loader.profile_name(profile);
+    }
+    if let Some(region) = &aws.region {
+        loader = loader.region(Region::new(region.clone()));
+    }
+    if let Some(url) = &aws.endpoint_url {
+        loader = loader.endpoint_url(url);
+        let is_set = |name: &str| std::env::var_os(name).is_some();
+        // Local servers check no credentials.
+        if is_local(url) && aws.profile.is_none() && !is_set("AWS_ACCESS_KEY_ID") {
+            loader = loader
+                .credentials_provider(Credentials::new("local", "local", None, None, "local"));
+            if aws.region.is_none() && !is_set("AWS_REGION") {
+                loader = loader.region(Region::new("us-east-1"));
+            }
+        }
+    }
+    let config = loader.load().await;
+    if config.region().is_none() {
+        return Err(Failure::no_region());
+    }
+    Ok(Client::new(&config))
+}
+
+fn is_local(url: &str) -> bool {
+    let host = url.split_once("://").map_or(url, |(_, host)| host);
+    ["127.0.0.1", "localhost", "[::1]"].iter().any(|local| {
+        host.strip_prefix(local).is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '/']))
+    })
+}
+
+/// Sets the name or the ARN of a stream on a call.
+macro_rules! of_stream {
+    ($call:expr, $stream:expr) => {{
+        let (call, stream): (_, &str) = ($call, $stream);
+        if stream.starts_with("arn:") { call.stream_arn(stream) } else { call.stream_name(stream) }
+    }};
+}
+pub(crate) use of_stream;
+
+/// Lists the streams of the account and region, in the order of their names.
+pub(crate) async fn list_streams(client: &Client) -> Outcome<Vec<StreamSummary>> {
+    let (mut streams, mut names) = (Vec::new(), Vec::<String>::new());
+    let mut token: Option<String> = None;
+    loop {
+        let call = match &token {
+            Some(token) => client.list_streams().next_token(token),
+            // A server without page tokens continues after a name.
+            None => client.list_streams().set_exclusive_start_stream_name(names.last().cloned()),
+        };
+        let page =
+            call.send().await.map_err(|error| Failure::of_call("ListStreams", None, &error))?;
+        let before = names.len();
+        names.extend(page.stream_names);
+        streams.extend(page.stream_summaries.unwrap_or_default());
+        token = page.next_token;
+        // A page without names would be listed again and again.
+        if !page.has_more_streams || names.len() == before {
+            break;
+        }
+    }
+    // Some local servers return names only.
+    let known: std::collections::HashSet<String> =
+        streams.iter().map(|stream| stream.stream_name.clone()).collect();
+    let unknown = names.into_iter().filter(|name| !known.contains(name));
+    let unknown: Vec<_> = unknown.filter_map(|name| unsummarized(&name)).collect();
+    streams.extend(unknown);
+    Ok(streams)
+}
+
+fn unsummarized(name: &str) -> Option<StreamSummary> {
+    let summary =
+        StreamSummary::builder().stream_name(name).stream_arn("").stream_status("-".into());
+    summary.build().ok()
+}
+
+/// Adds the nearest names to the failure of a stream that does not exist.
+pub(crate) async fn suggest_names(client: &Client, stream: &str, failure: Failure) -> Failure {
+    if !failure.is_unknown_stream() {
+        return failure;
+    }
+    let region = client.config().region().map_or_else(|| "-".to_owned(), ToString::to_string);
+    let failure = failure.advise(format!("The region is {region}; --region selects another one."));
+    // The permission to list may be missing: the failure is complete without.
+    let Ok(streams) = list_streams(client).await else { return failure };
+    let names: Vec<_> = streams.iter().map(|stream| stream.stream_name.as_str()).collect();
+    match &nearest(stream, &names)[..] {
+        [] if names.is_empty() => {
+            failure.advise("There are no streams in this account and region.")
+        }
+        [] => failure.advise("`kinestream streams` lists the streams that exist."),
+        near => failure.advise(format!("Did you mean {}?", near.join(" or "))),
+    }
+}
+
+/// Returns up to three names that resemble `name`, the most similar one first.
+fn nearest<'a>(name: &str, names: &[&'a str]) -> Vec<&'a str> {
+    let distance = |other: &str| {
+        let (name, other) = (name.to_lowercase(), other.to_lowercase());
+        if name.len() > 2 && (other.contains(&name) || name.contains(&other)) {
+            return 1;
+        }
+        strsim::damerau_levenshtein(&name, &other)
+    };
+    let near = names.iter().map(|other| (distance(other), *other));
+    let mut near: Vec<_> = near.filter(|(distance, _)| *distance <= 1 + name.len() / 4).collect();
+    near.sort_unstable();
+    near.into_iter().take(3).map(|(_, name)| name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_hosts_of_this_machine_are_local() {
+        for url in
+            ["http://127.0.0.1:4567", "http://localhost", "https://localhost/x", "http://[::1]:1"]
+        {
+            assert!(is_local(url), "{url}");
+        }
+        for url in [
+            "https://kinesis.eu-west-1.amazonaws.com",
+            "http://127.0.0.1.example.com",
+            "http://localhost.evil",
+        ] {
+            assert!(!is_local(url), "{url}");
+        }
+    }
+
+    #[test]
+    fn similar_names_are_suggested() {
+        let names = ["orders", "orders-dev", "payments", "border"];
+        assert_eq!(nearest("ordrs", &names), ["orders"]);
+        assert_eq!(nearest("Orders", &names), ["orders", "orders-dev", "border"]);
+        assert_eq!(nearest("clicks", &names), [""; 0]);
+    }
+}

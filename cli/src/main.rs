@@ -1,0 +1,80 @@
+//! `kinestream`: reads, writes and inspects Amazon Kinesis Data Streams on the command line.
+//!
+//! Exit codes: 0 for success, also after Ctrl-C and after a closed pipe; 1 for a failure, which is
+//! described on stderr; 2 for wrong arguments.
+#![forbid(unsafe_code)]
+#![allow(clippy::format_push_string, reason = "text is built for a screen, not for each record")]
+
+mod arguments;
+mod client;
+mod confirm;
+mod demo;
+mod describe;
+mod failure;
+mod live;
+mod output;
+mod payload;
+mod put;
+mod quantity;
+mod seek;
+mod signals;
+#[cfg(test)]
+mod snapshot;
+mod status;
+mod streams;
+mod table;
+mod tail;
+mod time;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use arguments::{Arguments, Command};
+use clap::{CommandFactory, Parser};
+use failure::{Failure, Outcome};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if let Command::Completions { shell } = arguments.command {
+        return completions(shell);
+    }
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return report(&Failure::new(format!("cannot start the runtime: {error}"))),
+    };
+    let outcome = runtime.block_on(run(arguments));
+    // A write to a pipe that is not read would otherwise keep the process.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => report(&failure),
+    }
+}
+
+async fn run(arguments: Arguments) -> Outcome<()> {
+    let aws = arguments.aws;
+    match arguments.command {
+        Command::Tail(arguments) => tail::run(&arguments, &aws).await,
+        Command::Put(arguments) => put::run(&arguments, &aws).await,
+        Command::Streams => streams::run(&aws).await,
+        Command::Describe { stream } => describe::run(&stream, &aws).await,
+        Command::Status(arguments) => status::run(&arguments, &aws).await,
+        Command::Seek(arguments) => seek::seek(&arguments, &aws).await,
+        Command::Reset(arguments) => seek::reset(&arguments, &aws).await,
+        Command::Completions { .. } => Ok(()),
+    }
+}
+
+fn completions(shell: clap_complete::Shell) -> ExitCode {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "kinestream", &mut script);
+    match output::write_out(&script) {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(failure) => report(&failure),
+    }
+}
+
+fn report(failure: &Failure) -> ExitCode {
+    output::say(&format!("{}\n", failure.shown(output::Paint::stderr())));
+    ExitCode::FAILURE
+}

@@ -1,0 +1,20 @@
+//! The built command against emulators of Kinesis: ferrokinesis in this process and kinesis-local,
+//! with stores in a real Redis, in pipes and in a pseudo-terminal.
+// Tests and their helpers report failures by panicking.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod applications;
+#[path = "../../../examples/support/mod.rs"]
+mod ferrokinesis_server;
+#[path = "../../../tests/support/free_port.rs"]
+mod free_port;
+#[path = "../../../tests/emulators/kinesis_local.rs"]
+mod kinesis_local;
+mod put;
+#[path = "../../../tests/support/redis.rs"]
+mod redis;
+mod run;
+mod streams;
+mod tail;
+#[cfg(unix)]
+mod terminal;

@@ -1,0 +1,150 @@
+//! The command in a pseudo-terminal.
+
+use std::io::{Read, Write};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use portable_pty::{Child, CommandBuilder, MasterPty, PtySize, native_pty_system};
+
+/// The longest time that a screen may take to appear.
+const TIME: Duration = Duration::from_secs(30);
+
+/// The command and what its terminal shows.
+struct Terminal {
+    child: Box<dyn Child + Send + Sync>,
+    master: Box<dyn MasterPty + Send>,
+    keyboard: Box<dyn Write + Send>,
+    screen: Arc<Mutex<vt100::Parser>>,
+}
+
+impl Terminal {
+    fn start(words: &str, (rows, cols): (u16, u16), variables: &[(&str, &str)]) -> Self {
+        let pair = native_pty_system().openpty(size(rows, cols)).unwrap();
+        let mut command = CommandBuilder::new(env!("CARGO_BIN_EXE_kinestream"));
+        command.args(words.split_whitespace());
+        command.env_clear();
+        command.env("TERM", "xterm-256color");
+        for (name, value) in variables {
+            command.env(name, value);
+        }
+        let child = pair.slave.spawn_command(command).unwrap();
+        let mut output = pair.master.try_clone_reader().unwrap();
+        let screen = Arc::new(Mutex::new(vt100::Parser::new(rows, cols, 1000)));
+        let shown = Arc::clone(&screen);
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(length @ 1..) = output.read(&mut buffer) {
+                shown.lock().unwrap().process(&buffer[..length]);
+            }
+        });
+        let keyboard = pair.master.take_writer().unwrap();
+        Self { child, master: pair.master, keyboard, screen }
+    }
+
+    fn text(&self) -> String {
+        self.screen.lock().unwrap().screen().contents()
+    }
+
+    /// Waits until the screen shows what is expected.
+    fn wait_for(&self, what: &str, is_shown: impl Fn(&str) -> bool) -> String {
+        let began = Instant::now();
+        loop {
+            let text = self.text();
+            if is_shown(&text) {
+                return text;
+            }
+            assert!(began.elapsed() < TIME, "expected {what}; the screen shows:\n{text}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn resize(&self, rows: u16, cols: u16) {
+        self.screen.lock().unwrap().screen_mut().set_size(rows, cols);
+        self.master.resize(size(rows, cols)).unwrap();
+    }
+
+    fn press(&mut self, keys: &[u8]) {
+        self.keyboard.write_all(keys).unwrap();
+        self.keyboard.flush().unwrap();
+    }
+
+    /// Waits for the end of the command, and returns its exit code.
+    fn exit_code(&mut self) -> u32 {
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.exit_code();
+            }
+            assert!(began.elapsed() < TIME, "expected an end; the screen shows:\n{}", self.text());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        // The command has ended, unless the test has failed.
+        let _killed = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+fn size(rows: u16, cols: u16) -> PtySize {
+    PtySize { rows, cols, pixel_width: 0, pixel_height: 0 }
+}
+
+/// Returns the lines of the footer: the headings, the shards, and the total.
+fn footer(text: &str) -> Vec<&str> {
+    let lines: Vec<&str> = text.trim_end().lines().collect();
+    let begin = lines.iter().rposition(|line| line.starts_with("shard ")).unwrap_or(lines.len());
+    lines[begin..].to_vec()
+}
+
+fn has_footer(text: &str) -> bool {
+    let footer = footer(text);
+    footer.len() > 3 && footer.last().is_some_and(|line| line.starts_with("caught up  "))
+}
+
+#[test]
+fn footer_follows_the_records_and_ctrl_c_leaves_a_summary() {
+    let mut terminal = Terminal::start("tail --demo", (30, 100), &[]);
+    let text = terminal
+        .wait_for("a footer below records", |text| has_footer(text) && text.contains("customer-"));
+    assert!(text.starts_with("SHARD ARRIVAL                  KEY DATA\n"), "{text}");
+    assert_eq!(footer(&text)[0], "shard  records/s     records  lag", "{text}");
+    terminal.press(b"\x03");
+    assert_eq!(terminal.exit_code(), 0);
+    let text = terminal.wait_for("a summary", |text| text.contains(" s, caught up"));
+    assert!(!has_footer(&text), "expected no footer after the end:\n{text}");
+    assert!(!text.contains("records/s"), "expected no remains of the footer:\n{text}");
+}
+
+#[test]
+fn footer_follows_the_size_of_the_terminal() {
+    let mut terminal = Terminal::start("tail --demo --since 10m", (30, 100), &[]);
+    terminal.wait_for("a footer", has_footer);
+    terminal.resize(12, 40);
+    terminal.wait_for("a narrow footer", |text| {
+        footer(text).first().is_some_and(|line| *line == "shard  records/s  lag")
+    });
+    terminal.resize(40, 120);
+    let text = terminal.wait_for("a wide footer", |text| {
+        footer(text).first().is_some_and(|line| *line == "shard  records/s     records  lag")
+            && has_footer(text)
+    });
+    assert_eq!(text.matches("records/s").count(), 1, "expected one footer:\n{text}");
+    terminal.press(b"\x03");
+    assert_eq!(terminal.exit_code(), 0);
+}
+
+#[test]
+fn colours_follow_the_terminal_and_no_color() {
+    for (variables, is_colourful) in [(&[][..], true), (&[("NO_COLOR", "1")][..], false)] {
+        let mut terminal = Terminal::start("tail --demo --since 1h -n 5", (30, 100), variables);
+        assert_eq!(terminal.exit_code(), 0);
+        terminal.wait_for("a summary", |text| text.contains("5 records ("));
+        let screen = terminal.screen.lock().unwrap();
+        let cell = screen.screen().cell(1, 4).unwrap();
+        assert_eq!(cell.fgcolor() != vt100::Color::Default, is_colourful, "{cell:?}");
+    }
+}
