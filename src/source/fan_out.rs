@@ -84,6 +84,15 @@ struct StartedSubscription {
     asked: Instant,
 }
 
+/// What becomes of a subscription after an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sequel {
+    Ends,
+    Continues,
+    /// Another subscription replaces it.
+    Renewed,
+}
+
 /// The reason that a subscription has not started.
 enum SubscribeError {
     /// There was not enough memory for its first message, which has this length.
@@ -168,14 +177,12 @@ impl FanOutFetcher {
         self.expected = self.expected.max(length);
     }
 
-    /// Judges an event. Sets `continues` if the subscription can bring a further one, and `renews` if
-    /// a new one is to replace it.
+    /// Judges an event, and sets what becomes of the subscription.
     async fn read(
         &mut self,
         mut event: SubscribeToShardEvent,
         message: EventMessage,
-        continues: &mut bool,
-        renews: &mut bool,
+        sequel: &mut Sequel,
     ) -> Result<Option<FetchedResponse>, Interrupt> {
         self.expected = 0;
         let named = message.named;
@@ -253,10 +260,8 @@ impl FanOutFetcher {
             Some(next) if children.is_none() || has_records || may_be_behind => {
                 self.fetch_state.note_next_position(is_empty && has_records, has_records);
                 self.fetch_state.report_recovery(is_empty);
-                *continues = true;
-                if beginning == Beginning::Sound && is_open && !may_be_behind {
-                    *renews = self.note_tip();
-                }
+                let shows_tip = beginning == Beginning::Sound && is_open && !may_be_behind;
+                *sequel = if shows_tip { self.note_tip() } else { Sequel::Continues };
                 if beginning == Beginning::Sound
                     && let Some(lag) = lag
                 {
@@ -296,10 +301,11 @@ impl FanOutFetcher {
     }
 
     /// Notes an event that shows the tip of the open shard. The event may be as old as its
-    /// subscription: returns true if only a later event is of use.
-    fn note_tip(&mut self) -> bool {
+    /// subscription, which is renewed if only a later event is of use.
+    fn note_tip(&mut self) -> Sequel {
         self.fetch_state.note_tip(self.placed_at);
-        self.fetch_state.needs_later_tip(self.placed_at)
+        let is_renewed = self.fetch_state.needs_later_tip(self.placed_at);
+        if is_renewed { Sequel::Renewed } else { Sequel::Continues }
     }
 
     /// Handles an event without a next position that names no child of the shard.
@@ -360,12 +366,11 @@ impl ShardFetcher for FanOutFetcher {
         };
         match subscription.next().await {
             SubscriptionMessage::Event(event, message) => {
-                let (mut subscription, mut continues, mut renews) =
-                    (Some(subscription), false, false);
-                let reading = self.read(event, message, &mut continues, &mut renews);
+                let (mut subscription, mut sequel) = (Some(subscription), Sequel::Ends);
+                let reading = self.read(event, message, &mut sequel);
                 let response = resting(&mut subscription, reading).await;
-                self.subscription = subscription.filter(|_| continues);
-                if renews && let Some(subscription) = &mut self.subscription {
+                self.subscription = subscription.filter(|_| sequel != Sequel::Ends);
+                if let (Some(subscription), Sequel::Renewed) = (&mut self.subscription, sequel) {
                     subscription.renew_at = Instant::now();
                 }
                 return response;
