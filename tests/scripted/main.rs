@@ -75,6 +75,7 @@ mod fleet {
 
 /// Operators' calls, events, status and metrics.
 mod operations {
+    mod client_regions;
     mod events_and_status;
     #[cfg(feature = "metrics")]
     mod metrics;
