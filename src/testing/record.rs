@@ -264,12 +264,12 @@ mod tests {
         drop((kept, acker));
         assert!(!dropped.is_acked());
 
-        let acked = record("a");
-        let built = acked.build();
-        assert!(!acked.is_acked());
+        let twice = record("a");
+        let built = twice.build();
+        assert!(!twice.is_acked());
         built.ack();
         built.ack();
-        assert!(acked.is_acked());
+        assert!(twice.is_acked());
         assert!(!dropped.is_acked(), "expected each record to have its own acknowledgement");
 
         let split = record("a");

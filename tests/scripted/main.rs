@@ -80,6 +80,7 @@ mod operations {
     #[cfg(feature = "metrics")]
     mod metrics;
     mod operators;
+    mod readiness;
 }
 
 /// Records that leave retention.
