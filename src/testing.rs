@@ -92,6 +92,6 @@ pub use aggregate::aggregate;
 pub use calls::{Call, Interruption, Outcome, WrongListing};
 pub use cbor::CborSupport;
 pub use kinesis::Kinesis;
-pub use record::{TestRecord, record};
+pub use record::{TestRecord, record, records};
 pub use stream::{Shard, Stream};
 pub use wall::WallClock;

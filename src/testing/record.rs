@@ -6,7 +6,10 @@ use std::time::SystemTime;
 
 use aws_sdk_kinesis::primitives::DateTime;
 use bytes::Bytes;
+use futures::stream::{self, FusedStream};
+use futures::{Stream, StreamExt};
 
+use crate::error::Result;
 use crate::record::{
     AckSink, ByteRange, EncryptionType, Record, RecordPosition, ResponseContext, SequenceNumber,
     ShardId,
@@ -50,6 +53,29 @@ pub fn record(data: impl Into<Vec<u8>>) -> TestRecord {
         stream: "stream".into(),
         acked: Arc::default(),
     }
+}
+
+/// Returns a stream of these records, as [`Consumer::records`](crate::Consumer::records) yields them,
+/// for the test of a pipeline of combinators. It ends after the last record.
+///
+/// ```
+/// use futures::TryStreamExt;
+/// use kinestream::{RecordStreamExt, testing};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> kinestream::Result<()> {
+/// let (order, other) = (testing::record("order 17"), testing::record("test"));
+/// let orders = testing::records([&order, &other]).ack_filter(|it| it.data().starts_with(b"order"));
+/// let orders: Vec<_> = orders.try_collect().await?;
+/// assert_eq!(orders.len(), 1);
+/// assert!(other.is_acked() && !order.is_acked());
+/// # Ok(()) }
+/// ```
+pub fn records<'a>(
+    records: impl IntoIterator<Item = &'a TestRecord>,
+) -> impl Stream<Item = Result<Record>> + FusedStream + Unpin + Send {
+    let records: Vec<_> = records.into_iter().map(|record| Ok(record.build())).collect();
+    stream::iter(records).fuse()
 }
 
 /// A record for a unit test: the values of its fields, and whether it was acknowledged. Returned by
@@ -278,6 +304,17 @@ mod tests {
         assert!(!split.is_acked());
         acker.ack();
         assert!(split.is_acked());
+    }
+
+    #[tokio::test]
+    async fn stream_of_records_yields_them_in_order_and_ends() {
+        let [first, second] = ["a", "b"].map(record);
+        let mut records = records([&first, &second]);
+        assert_eq!(records.next().await.unwrap().unwrap().data(), b"a");
+        assert!(!records.is_terminated());
+        records.next().await.unwrap().unwrap().ack();
+        assert!(records.next().await.is_none() && records.is_terminated());
+        assert!(second.is_acked() && !first.is_acked());
     }
 
     #[test]
