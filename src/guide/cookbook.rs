@@ -32,7 +32,7 @@
 //! # Own error types
 //!
 //! A stream of records fails with [`kinestream::Error`](crate::Error). The adapters of
-//! [`TryStreamExt`](futures::TryStreamExt) expect the same error from your handler: convert the errors of the stream
+//! `futures::TryStreamExt` expect the same error from your handler: convert the errors of the stream
 //! with `err_into`. It accepts every type with `From<kinestream::Error>`, such as `anyhow::Error`,
 //! `Box<dyn Error + Send + Sync>` and an enum of your own:
 #![doc = concat!("```no_run\n", include_str!("../../examples/cookbook/own_errors.rs"), "```")]
