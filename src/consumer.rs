@@ -212,9 +212,26 @@ impl Consumer {
         self.inner.status().await
     }
 
+    /// Returns the name of this worker, under which the store keeps its leases: that of
+    /// [`ConsumerBuilder::worker_id`], or its default. [`ShardStatus::owner`](crate::ShardStatus)
+    /// and the events name workers by it.
+    ///
+    /// ```no_run
+    /// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
+    /// let status = consumer.status().await?;
+    /// let own = status.shards.values().filter(|shard| {
+    ///     shard.owner.as_deref() == Some(consumer.worker_id())
+    /// });
+    /// println!("{} reads {} shards", consumer.worker_id(), own.count());
+    /// # Ok(()) }
+    /// ```
+    pub fn worker_id(&self) -> &str {
+        &self.inner.settings.worker_config.worker_id
+    }
+
     /// Returns the health of this consumer: the state of its tasks, the times since the last
-    /// renewal, fetch and poll, and the time for which the caller has held records. Calls neither
-    /// the store nor Kinesis.
+    /// renewal, fetch and poll, the time for which the caller has held records, and the time for
+    /// which calls have failed. Calls neither the store nor Kinesis.
     ///
     /// ```no_run
     /// # async fn example(consumer: kinestream::Consumer) {

@@ -6,7 +6,8 @@
 //!    do with a record that fails.
 //! 2. [`fleets`]: several workers, rebalancing, graceful shutdown, outages.
 //! 3. [`operations`]: errors, events, logs, metrics, symptoms and remedies.
-//! 4. [`probes`]: liveness and readiness.
+//! 4. [`probes`]: a consumer in Kubernetes: liveness, readiness, shutdown, scaling.
+//! 5. [`cookbook`]: short programs for common tasks.
 //!
 //! Then, as needed:
 //!
@@ -15,12 +16,15 @@
 //! - [`resharding`]: splits, merges and the order across them.
 //! - [`pacing`]: intervals, limits, throttling, several applications on one stream.
 //! - [`fan_out`]: enhanced fan-out.
-//! - `testing` (with the cargo feature `testing`): your pipeline on the in-memory Kinesis.
+//! - `testing` (with the cargo feature `testing`): a record for a unit test, and your pipeline on the
+//!   in-memory Kinesis.
 //! - [`migrating`]: from the KCL or go-kcl, and from a stream's name to its ARN.
 //! - [`costs`]: CPU, memory, latency and compile time, measured.
 
 #[doc = include_str!("guide/bounded_reads.md")]
 pub mod bounded_reads {}
+
+pub mod cookbook;
 
 #[doc = include_str!("guide/costs.md")]
 pub mod costs {}

@@ -48,7 +48,7 @@
 //! | `redis-sentinel` | no | `RedisStore` behind Redis Sentinel |
 //! | `metrics` | no | counters and gauges for the `metrics` facade |
 //! | `serde` | no | serialization of positions, status, [`Health`], [`Event`] and [`ErrorKind`] |
-//! | `testing` | no | an in-memory Kinesis for your own tests |
+//! | `testing` | no | records and an in-memory Kinesis for your own tests |
 //!
 //! Most [examples](https://github.com/kinestream/kinestream/tree/main/examples) run on an embedded
 //! Kinesis, without an account: `cargo run --example quickstart`.
@@ -69,8 +69,8 @@
 //! [`RecordStreamExt`]. With [`CheckpointOn::Ack`], the program calls [`Record::ack`]:
 //!
 //! ```no_run
-//! # async fn write(record: &kinestream::Record) -> kinestream::Result<()> { Ok(()) }
-//! # async fn example(client: aws_sdk_kinesis::Client) -> kinestream::Result<()> {
+//! # async fn write(record: &kinestream::Record) -> std::io::Result<()> { Ok(()) }
+//! # async fn example(client: aws_sdk_kinesis::Client) -> anyhow::Result<()> {
 //! use futures::TryStreamExt;
 //! use kinestream::{CheckpointOn, Consumer};
 //!
@@ -80,6 +80,7 @@
 //!     .build()?;
 //! consumer
 //!     .records()
+//!     .err_into::<anyhow::Error>() // the error type of your handler
 //!     .try_for_each_concurrent(64, |record| async move {
 //!         write(&record).await?;
 //!         record.ack();

@@ -7,6 +7,7 @@
 mod absent_listings;
 mod aggregation;
 mod batch;
+mod client_region;
 mod connections;
 mod demand;
 mod ending;
@@ -51,6 +52,7 @@ use crate::telemetry::ShardTelemetry;
 
 pub(crate) use absent_listings::AbsentListings;
 pub(crate) use batch::Batch;
+pub(crate) use client_region::other_region;
 pub(crate) use demand::Demand;
 pub(crate) use ending::Ending;
 pub use ending::EndingPosition;

@@ -122,6 +122,9 @@ impl Telemetry {
             Some(false) => self.call_succeeded(),
             None => {}
         }
+        if event.is_fetch_failed() {
+            self.fetch_failed();
+        }
         self.contain(Task::Tracing, || event.trace(&self.0.stream, &self.0.application));
         self.contain(Task::Metrics, || self.0.metrics.count(&event));
         self.send(event);

@@ -1,4 +1,7 @@
-//! An in-memory Kinesis for tests.
+//! A record for unit tests, and an in-memory Kinesis for integration tests.
+//!
+//! [`record()`] builds a [`Record`](crate::Record) with fields of your choice, and shows whether it
+//! was acknowledged.
 //!
 //! [`Kinesis`] keeps streams and shards in this process and serves the real SDK client without a
 //! socket. It applies Kinesis's rules and limits by tokio's clock: with a paused clock, ten minutes
@@ -79,6 +82,7 @@ mod kinesis;
 mod listings;
 mod model;
 mod operations;
+mod record;
 mod stream;
 mod subscriptions;
 mod wall;
@@ -88,5 +92,6 @@ pub use aggregate::aggregate;
 pub use calls::{Call, Interruption, Outcome, WrongListing};
 pub use cbor::CborSupport;
 pub use kinesis::Kinesis;
+pub use record::{TestRecord, record, records};
 pub use stream::{Shard, Stream};
 pub use wall::WallClock;

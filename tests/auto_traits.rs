@@ -72,6 +72,7 @@ fn public_types_keep_their_auto_traits() {
         assert_all::<kinestream::testing::Outcome>();
         assert_all::<kinestream::testing::Shard>();
         assert_all::<kinestream::testing::Stream>();
+        assert_all::<kinestream::testing::TestRecord>();
         assert_all::<kinestream::testing::WallClock>();
         assert_all::<kinestream::testing::WrongListing>();
     }

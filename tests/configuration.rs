@@ -5,7 +5,7 @@
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_kinesis::Client;
-use aws_sdk_kinesis::config::{BehaviorVersion, Config};
+use aws_sdk_kinesis::config::{BehaviorVersion, Config, Region};
 use kinestream::{
     Checkpoint, Consumer, ConsumerBuilder, ErrorKind, MemoryBudget, ShardPosition, StartingPosition,
 };
@@ -178,6 +178,38 @@ fn invalid_stream_name_is_rejected_and_an_arn_is_accepted() {
         let text = error.to_string();
         assert!(text.contains(&format!("stream is {stream:?}, but must be a name")), "{text}");
     }
-    let arn = "arn:aws:kinesis:eu-west-1:123456789012:stream/orders";
-    Consumer::builder(client(), arn).build().unwrap();
+    Consumer::builder(client(), ARN).build().unwrap();
+}
+
+const ARN: &str = "arn:aws:kinesis:eu-west-1:123456789012:stream/orders";
+
+fn client_in(region: &'static str) -> aws_sdk_kinesis::config::Builder {
+    Config::builder().behavior_version(BehaviorVersion::latest()).region(Region::new(region))
+}
+
+#[test]
+fn client_of_another_region_than_that_of_the_arn_is_rejected() {
+    let client = Client::from_conf(client_in("us-east-1").build());
+    let error = Consumer::builder(client.clone(), ARN).build().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Configuration);
+    assert_eq!(
+        error.to_string(),
+        "stream orders: stream is an ARN of region eu-west-1, but the client calls region us-east-1; \
+         build the client with region eu-west-1"
+    );
+    let fan_out = format!("{ARN}/consumer/billing:1767225600");
+    let error = Consumer::builder(client, "orders").fan_out(fan_out).build().unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "stream orders: fan_out is an ARN of region eu-west-1, but the client calls region us-east-1; \
+         build the client with region eu-west-1"
+    );
+}
+
+#[test]
+fn client_of_the_region_of_the_arn_or_with_a_custom_endpoint_is_accepted() {
+    let client = Client::from_conf(client_in("eu-west-1").build());
+    Consumer::builder(client, ARN).build().unwrap();
+    let local = client_in("us-east-1").endpoint_url("http://localhost:4566").build();
+    Consumer::builder(Client::from_conf(local), ARN).build().unwrap();
 }

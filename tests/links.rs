@@ -30,7 +30,8 @@ fn targets(page: &str) -> impl Iterator<Item = &str> {
 
 /// Returns the anchors of the headings, as GitHub derives them.
 fn anchors(page: &str) -> impl Iterator<Item = String> {
-    let headings = page.lines().filter(|line| line.starts_with('#'));
+    let lines = page.lines().map(|line| line.strip_prefix("//! ").unwrap_or(line));
+    let headings = lines.filter(|line| line.starts_with('#'));
     headings.map(|heading| {
         let text = heading.trim_start_matches('#').trim().to_lowercase();
         let kept = |letter: &char| letter.is_alphanumeric() || " -_".contains(*letter);

@@ -12,8 +12,9 @@ use crate::record::ShardId;
 use crate::shard::CheckpointOn;
 use crate::source::{
     EndingPosition, MemoryBudget, OnTrimmed, RegisteredConsumer, StreamClient, WireFormat,
+    other_region,
 };
-use crate::store::{CheckpointStore, GuardedStore, MemoryStore, Scope, leases_of};
+use crate::store::{CheckpointStore, GuardedStore, MemoryStore, Scope, leases_of, parse_arn};
 use crate::telemetry::Telemetry;
 
 /// A builder of a [`Consumer`]. Every option has a default that suits most programs.
@@ -487,17 +488,36 @@ impl ConsumerBuilder {
         self
     }
 
+    /// Checks that the client calls the region of the stream, if an ARN names it.
+    fn check_region(&self) -> Result<(), String> {
+        let fan_out = self.settings.fan_out.as_deref().map(|consumer| ("fan_out", consumer));
+        for (option, arn) in [Some(("stream", self.stream.as_str())), fan_out].into_iter().flatten()
+        {
+            let Some(arn) = parse_arn(arn) else { continue };
+            if let Some(own) = other_region(&self.client, arn.region) {
+                let region = arn.region;
+                return Err(format!(
+                    "{option} is an ARN of region {region}, but the client calls region {own}; build \
+                     the client with region {region}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Checks the options and returns the consumer.
     ///
     /// # Errors
     ///
-    /// Returns [`ErrorKind::Configuration`] for the first option that is out of its range.
+    /// Returns [`ErrorKind::Configuration`] for the first option that is out of its range, and for a
+    /// client whose calls go to AWS in another region than that of the stream's ARN.
     pub fn build(mut self) -> Result<Consumer> {
         let wire_format = self.settings.wire_format;
         let kinesis = StreamClient::new(self.client.clone(), &self.stream, wire_format);
         check_stream(&self.stream)
             .and_then(|()| check_application(&self.application))
             .and_then(|()| self.settings.check())
+            .and_then(|()| self.check_region())
             .map_err(|message| {
                 Error::new(ErrorKind::Configuration, message).in_stream(kinesis.name())
             })?;

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::ConsumerInner;
 
-/// The stall of the caller from which a consumer is not ready.
-const READY_STALL_LIMIT: Duration = Duration::from_secs(60);
+/// The time for which the caller may stall, or calls of Kinesis may fail, before a consumer is not
+/// ready.
+const READY_LIMIT: Duration = Duration::from_secs(60);
 
 /// The stall of the caller from which a consumer is not live.
 const LIVE_STALL_LIMIT: Duration = Duration::from_secs(5 * 60);
@@ -47,6 +48,11 @@ pub struct Health {
     pub since_poll: Option<Duration>,
     /// The time since the last successful fetch, with or without records; `None` before the first.
     pub since_fetch: Option<Duration>,
+    /// The time since the first failed call of Kinesis after which no fetch has succeeded; `None`
+    /// while calls succeed, and while records that are fetched wait for the caller. Failures are
+    /// forgotten 10 min after the last one, for a worker whose shards other workers read since.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub failing_for: Option<Duration>,
     /// The time since the oldest unacknowledged record was delivered, to the second; `None` if
     /// there is none. With [`CheckpointOn::Pull`](crate::CheckpointOn::Pull) this is the record
     /// that the caller processes.
@@ -56,21 +62,40 @@ pub struct Health {
     pub silent_for: Option<Duration>,
     /// The age of the oldest checkpoint that is not saved; `None` if all are saved.
     pub checkpoint_age: Option<Duration>,
+    /// True if no record is delivered, because the store has failed to save checkpoints for
+    /// [`max_unflushed`](crate::ConsumerBuilder::max_unflushed).
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub is_delivery_paused: bool,
 }
 
 impl Health {
     /// Returns true if the consumer is ready, for a readiness probe.
     ///
-    /// It is ready if the tasks are alive, the worker has joined the fleet, has read the lease
-    /// table and has renewed within `lease_duration`, the caller has polled, and the caller has not
-    /// [stalled](Self::stalled_for) for 60 s. A worker without a shard, in a fleet with more
-    /// workers than shards, is ready.
+    /// It is ready if
+    ///
+    /// - the tasks are alive, the worker has joined the fleet, has read the lease table and has
+    ///   renewed within `lease_duration`;
+    /// - the caller has polled, and has not [stalled](Self::stalled_for) for 60 s;
+    /// - the store [does not pause delivery](Self::is_delivery_paused);
+    /// - calls of Kinesis have not [failed](Self::failing_for) for 60 s. If no fetch has succeeded
+    ///   yet, the first failed one suffices, so that a deployment with a wrong role or endpoint
+    ///   stops at its first pod.
+    ///
+    /// A worker without a shard, in a fleet with more workers than shards, is ready.
     pub fn is_ready(&self) -> bool {
         self.is_running
             && !self.is_closed
             && self.since_renewal.is_some_and(|since| since <= self.lease_duration)
             && self.since_poll.is_some()
-            && self.stalled_for() < READY_STALL_LIMIT
+            && self.stalled_for() < READY_LIMIT
+            && !self.is_delivery_paused
+            && self.can_fetch()
+    }
+
+    /// Returns false if nothing is fetched, since calls of Kinesis fail.
+    fn can_fetch(&self) -> bool {
+        let limit = self.since_fetch.map_or(Duration::ZERO, |_| READY_LIMIT);
+        self.failing_for.is_none_or(|time| time < limit)
     }
 
     /// Returns true unless the process must be restarted, for a liveness probe.
@@ -114,9 +139,11 @@ impl ConsumerInner {
             since_renewal: vitals.renewed,
             since_poll: vitals.polled,
             since_fetch: vitals.fetched,
+            failing_for: vitals.failing,
             oldest_unacknowledged: vitals.unacknowledged,
             silent_for: vitals.silent,
-            checkpoint_age: writer.and_then(|writer| writer.unsaved_for()),
+            checkpoint_age: writer.as_ref().and_then(crate::store::Writer::unsaved_for),
+            is_delivery_paused: writer.is_some_and(|writer| writer.is_gate_shut()),
         }
     }
 }

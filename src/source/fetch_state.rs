@@ -214,6 +214,8 @@ impl FetchState {
                     return Err(Interrupt::Failed(error));
                 }
                 if self.state.reported_kinds.insert(&error) {
+                    // Without an event, since the caller receives the error.
+                    self.telemetry.fetch_failed();
                     if error.is_shared() {
                         // The caller may receive the error from another shard.
                         self.emit_retry(&error);

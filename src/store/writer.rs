@@ -212,6 +212,11 @@ impl Writer {
         pending.chain(state.watched.changed_for()).max()
     }
 
+    /// Returns true if no record is delivered, since saves have failed for `max_unflushed`.
+    pub(crate) fn is_gate_shut(&self) -> bool {
+        self.shared.lock().gate == Gate::Shut
+    }
+
     /// Saves the positions of all acknowledged records, and waits until they are saved.
     pub(crate) async fn flush(&self) -> Result<()> {
         let (flushed, is_flushed) = oneshot::channel();

@@ -304,6 +304,18 @@ impl Event {
         }
     }
 
+    /// Returns true if the event reports that a fetch of a shard has failed.
+    pub(super) fn is_fetch_failed(&self) -> bool {
+        match self {
+            Self::Retried { shard_id: Some(_), kind, .. } | Self::ShardFailed { kind, .. } => {
+                !matches!(kind, ErrorKind::StoreUnavailable | ErrorKind::StoreCorrupt)
+            }
+            Self::Throttled { shard_id, .. } => shard_id.is_some(),
+            Self::TaskRestarted { task, .. } => *task == Task::Fetch,
+            _ => false,
+        }
+    }
+
     /// Returns the shard of the event; `None` if the event is not about one shard.
     pub fn shard_id(&self) -> Option<&ShardId> {
         match self {

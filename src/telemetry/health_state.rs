@@ -17,6 +17,11 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// The interval of measurements, in checks. Renewals measure as well, but may be hours apart.
 const CHECKS_PER_MEASUREMENT: u32 = 5;
 
+/// The time after the last failed call from which earlier failures no longer count: twice the
+/// longest pause before this worker reads a failed shard again. The shard is then read by another
+/// worker, and this one has none.
+const FAILURE_EXPIRY: Duration = Duration::from_secs(10 * 60);
+
 /// The time for which an in-flight limit holds a shard before
 /// [`Event::Stalled`](super::Event::Stalled).
 const STALLED_AFTER: Duration = Duration::from_secs(30);
@@ -27,6 +32,8 @@ pub(super) struct HealthTracker {
     /// The time of the last successful fetch, in milliseconds since `began` plus one; 0 before the
     /// first fetch.
     fetched: AtomicU64,
+    /// The first and the last failed fetch since then.
+    fetch_failures: FailureTimes,
     calls: CallHealth,
     state: Mutex<HealthRecords>,
 }
@@ -37,11 +44,37 @@ struct CallHealth {
     /// The last successful call.
     succeeded: AtomicU64,
     /// The first and the last failed call since then.
-    first_failed: AtomicU64,
-    last_failed: AtomicU64,
+    failures: FailureTimes,
     /// The longest time between two successful calls with failed calls between them, in
     /// milliseconds.
     interrupted: AtomicU64,
+}
+
+/// The times of the first and the last failure since the last success, in the same format as
+/// [`HealthTracker::fetched`].
+#[derive(Debug, Default)]
+struct FailureTimes {
+    first: AtomicU64,
+    last: AtomicU64,
+}
+
+impl FailureTimes {
+    /// Notes a failure.
+    fn failed(&self, stamp: u64) {
+        self.last.store(stamp, Ordering::Relaxed);
+        // An earlier failure remains the first.
+        let (relaxed, first) = (Ordering::Relaxed, &self.first);
+        let _earlier = first.compare_exchange(0, stamp, relaxed, relaxed);
+    }
+
+    /// Forgets the failures. Returns true if there was one.
+    fn clear(&self) -> bool {
+        self.has_failed() && self.first.swap(0, Ordering::Relaxed) > 0
+    }
+
+    fn has_failed(&self) -> bool {
+        self.first.load(Ordering::Relaxed) > 0
+    }
 }
 
 #[derive(Debug, Default)]
@@ -68,6 +101,8 @@ pub(crate) struct HealthState {
     pub(crate) renewed: Option<Duration>,
     pub(crate) polled: Option<Duration>,
     pub(crate) fetched: Option<Duration>,
+    /// The time since the first failed call after which no fetch has succeeded.
+    pub(crate) failing: Option<Duration>,
     /// The age of the oldest record in flight.
     pub(crate) unacknowledged: Option<Duration>,
     /// The longest time for which the caller of a stream has not polled it, although it holds a
@@ -105,8 +140,8 @@ impl Drop for SessionGuard {
 
 impl HealthTracker {
     pub(super) fn new() -> Self {
-        let (calls, state) = Default::default();
-        Self { began: Instant::now(), fetched: AtomicU64::new(0), calls, state }
+        let (fetched, fetch_failures, calls, state) = Default::default();
+        Self { began: Instant::now(), fetched, fetch_failures, calls, state }
     }
 
     fn stamp(&self) -> u64 {
@@ -119,13 +154,21 @@ impl HealthTracker {
         let millis = stamp.load(Ordering::Relaxed).checked_sub(1)?;
         Some(self.began.elapsed().saturating_sub(Duration::from_millis(millis)))
     }
+
+    /// Returns the time since the first of these failures; `None` if there is none, or if the last
+    /// one is so long ago that it no longer counts.
+    fn failing(&self, failures: &FailureTimes) -> Option<Duration> {
+        let is_recent = self.since(&failures.last)? < FAILURE_EXPIRY;
+        self.since(&failures.first).filter(|_| is_recent)
+    }
 }
 
 impl Telemetry {
     /// Starts a session, which lasts until the returned guard ends it.
     pub(crate) fn begin_session(&self) -> SessionGuard {
         // Failures of an earlier session do not apply to this one.
-        self.0.liveness.calls.first_failed.store(0, Ordering::Relaxed);
+        self.0.liveness.calls.failures.clear();
+        self.0.liveness.fetch_failures.clear();
         self.0.failures.clear_all();
         let mut state = lock(&self.0.liveness.state);
         state.session += 1;
@@ -149,17 +192,24 @@ impl Telemetry {
     pub(super) fn fetched(&self) {
         let liveness = &self.0.liveness;
         liveness.fetched.store(liveness.stamp(), Ordering::Relaxed);
+        liveness.fetch_failures.clear();
         self.call_succeeded();
+    }
+
+    /// Notes a failed fetch of a shard.
+    pub(super) fn fetch_failed(&self) {
+        let liveness = &self.0.liveness;
+        liveness.fetch_failures.failed(liveness.stamp());
     }
 
     /// Notes a successful call to Kinesis.
     pub(crate) fn call_succeeded(&self) {
         let (liveness, relaxed) = (&self.0.liveness, Ordering::Relaxed);
         let (calls, stamp) = (&liveness.calls, liveness.stamp());
-        if calls.first_failed.load(relaxed) > 0 {
+        if calls.failures.has_failed() {
             // Two calls may succeed at once. Only the first one ends the interruption.
             let _state = lock(&liveness.state);
-            if calls.first_failed.swap(0, relaxed) > 0 {
+            if calls.failures.clear() {
                 let before = calls.succeeded.load(relaxed);
                 calls.interrupted.fetch_max(stamp.saturating_sub(before), relaxed);
             }
@@ -176,11 +226,8 @@ impl Telemetry {
 
     /// Notes a failed call to Kinesis.
     pub(super) fn call_failed(&self) {
-        let (liveness, relaxed) = (&self.0.liveness, Ordering::Relaxed);
-        let stamp = liveness.stamp();
-        liveness.calls.last_failed.store(stamp, relaxed);
-        // An earlier failure remains the first.
-        let _earlier = liveness.calls.first_failed.compare_exchange(0, stamp, relaxed, relaxed);
+        let liveness = &self.0.liveness;
+        liveness.calls.failures.failed(liveness.stamp());
     }
 
     /// Returns the time since the last successful call to Kinesis.
@@ -191,9 +238,8 @@ impl Telemetry {
     /// Returns the time from the first to the last failed call to Kinesis since the last success;
     /// `None` if no call has failed since.
     pub(crate) fn failing_for(&self) -> Option<Duration> {
-        let calls = &self.0.liveness.calls;
-        let first = calls.first_failed.load(Ordering::Relaxed);
-        let last = calls.last_failed.load(Ordering::Relaxed);
+        let FailureTimes { first, last } = &self.0.liveness.calls.failures;
+        let (first, last) = (first.load(Ordering::Relaxed), last.load(Ordering::Relaxed));
         (first > 0).then(|| Duration::from_millis(last.saturating_sub(first)))
     }
 
@@ -239,6 +285,10 @@ impl Telemetry {
         let fetched = liveness.since(&liveness.fetched);
         let in_flight: Vec<_> = self.all_gauges().iter().map(|gauges| gauges.in_flight()).collect();
         let undelivered = in_flight.iter().filter_map(|shard| shard.undelivered).max();
+        // While fetched records wait for the caller, other shards need not fetch.
+        let unfetched =
+            liveness.failing(&liveness.fetch_failures).filter(|_| undelivered.is_none());
+        let failing = unfetched.max(liveness.failing(&liveness.calls.failures));
         let polls = self.all_polls();
         let silent = polls.iter().filter_map(|polls| polls.silent_for(undelivered)).max();
         let state = lock(&liveness.state);
@@ -249,6 +299,7 @@ impl Telemetry {
             renewed: state.renewed.map(|at| at.elapsed()),
             polled: polls.iter().filter_map(|polls| polls.last()).min(),
             fetched,
+            failing,
             unacknowledged: in_flight.iter().filter_map(|shard| shard.oldest).max(),
             silent,
         }

@@ -182,6 +182,11 @@ impl ShardTelemetry {
         Spanned::new(future, self.telemetry.span(self.shard_id()), self.telemetry.clone())
     }
 
+    /// Notes a failed fetch that no event reports.
+    pub(crate) fn fetch_failed(&self) {
+        self.telemetry.fetch_failed();
+    }
+
     /// Notes `records` fetched records that are not delivered yet.
     pub(crate) fn fetched(&self, records: usize, millis_behind_latest: i64) {
         let delivered = self.gauges.delivered();

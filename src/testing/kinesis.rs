@@ -46,7 +46,8 @@ impl Kinesis {
         Self(ModelHandle::at(time))
     }
 
-    /// Returns a client of this Kinesis, with credentials and a region, and without SDK retries.
+    /// Returns a client of this Kinesis, with credentials, a region and an endpoint outside of AWS, and
+    /// without SDK retries. It serves the ARNs of all regions.
     pub fn client(&self) -> Client {
         self.client_with_key("test")
     }
@@ -67,6 +68,8 @@ impl Kinesis {
         let config = Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .region(Region::new("eu-west-1"))
+            // As with every server that is not AWS: it serves the streams of all regions.
+            .endpoint_url("http://kinesis.test")
             .credentials_provider(Credentials::new(access_key_id, "test", None, None, "test"))
             .retry_config(RetryConfig::disabled())
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())

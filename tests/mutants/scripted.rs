@@ -249,6 +249,86 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         wrong: "self.deps",
         breaks: &["bounds::jobs::children_are_read_after_a_worker_without_a_shard_has_ended"],
     },
+    Mistake {
+        what: "a consumer that fetches nothing is ready",
+        file: "consumer/health.rs",
+        right: "self.failing_for.is_none_or(|time| time < limit)",
+        wrong: "self.failing_for.is_none_or(|_| limit < Duration::MAX)",
+        breaks: &[
+            "operations::readiness::consumer_is_unready_after_a_minute_without_a_successful_fetch",
+            "operations::readiness::consumer_that_has_never_fetched_is_unready_from_the_first_failure",
+        ],
+    },
+    Mistake {
+        what: "a consumer that has never fetched is ready for a minute",
+        file: "consumer/health.rs",
+        right: "self.since_fetch.map_or(Duration::ZERO, |_| READY_LIMIT)",
+        wrong: "self.since_fetch.map_or(READY_LIMIT, |_| READY_LIMIT)",
+        breaks: &[
+            "operations::readiness::consumer_that_has_never_fetched_is_unready_from_the_first_failure",
+        ],
+    },
+    Mistake {
+        what: "a consumer whose store pauses delivery is ready",
+        file: "consumer/health.rs",
+        right: "            && !self.is_delivery_paused\n",
+        wrong: "",
+        breaks: &[
+            "operations::readiness::store_without_leases_that_is_away_beyond_its_limit_makes_a_consumer_unready",
+        ],
+    },
+    Mistake {
+        what: "a failed fetch counts while fetched records wait for the caller",
+        file: "telemetry/health_state.rs",
+        right: "liveness.failing(&liveness.fetch_failures).filter(|_| undelivered.is_none())",
+        wrong: "liveness.failing(&liveness.fetch_failures)",
+        breaks: &[
+            "operations::readiness::consumer_with_fetched_records_is_ready_while_another_shard_fails",
+        ],
+    },
+    Mistake {
+        what: "failures of a worker without a shard count forever",
+        file: "telemetry/health_state.rs",
+        right: "self.since(&failures.last)? < FAILURE_EXPIRY",
+        wrong: "self.since(&failures.last)? < Duration::MAX",
+        breaks: &[
+            "operations::readiness::worker_without_a_shard_forgets_failures_after_ten_minutes",
+        ],
+    },
+    Mistake {
+        what: "a failed fetch whose error the caller receives does not count",
+        file: "source/fetch_state.rs",
+        right: "                    self.telemetry.fetch_failed();\n",
+        wrong: "",
+        breaks: &[
+            "operations::readiness::consumer_that_has_never_fetched_is_unready_from_the_first_failure",
+        ],
+    },
+    Mistake {
+        what: "a successful fetch leaves the failed ones before it",
+        file: "telemetry/health_state.rs",
+        right: "        liveness.fetch_failures.clear();\n        self.call_succeeded();\n",
+        wrong: "        self.call_succeeded();\n",
+        breaks: &[
+            "operations::readiness::consumer_is_unready_after_a_minute_without_a_successful_fetch",
+        ],
+    },
+    Mistake {
+        what: "a client of another region than that of the ARN is accepted",
+        file: "source/client_region.rs",
+        right: "is_aws_in(&host, own).then(|| own.to_owned())",
+        wrong: "None.filter(|_: &String| is_aws_in(&host, own))",
+        breaks: &[
+            "operations::client_regions::client_of_another_region_than_that_of_the_arn_is_refused",
+        ],
+    },
+    Mistake {
+        what: "a client with an endpoint outside of AWS is refused by its region",
+        file: "source/client_region.rs",
+        right: "is_aws && host.split('.').any(|label| label == region)",
+        wrong: "is_aws || !host.is_empty() || region.is_empty()",
+        breaks: &["operations::client_regions::client_with_an_endpoint_of_its_own_is_accepted"],
+    },
 ];
 
 #[test]

@@ -75,10 +75,12 @@ mod fleet {
 
 /// Operators' calls, events, status and metrics.
 mod operations {
+    mod client_regions;
     mod events_and_status;
     #[cfg(feature = "metrics")]
     mod metrics;
     mod operators;
+    mod readiness;
 }
 
 /// Records that leave retention.

@@ -1,0 +1,2 @@
+// Compiles only: it needs AWS.
+include!("../../examples/cookbook/assumed_role.rs");

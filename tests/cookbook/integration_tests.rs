@@ -1,0 +1,2 @@
+// Its tests run here.
+include!("../../examples/cookbook/integration_tests.rs");

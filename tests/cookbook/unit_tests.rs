@@ -1,0 +1,2 @@
+// Its tests run here.
+include!("../../examples/cookbook/unit_tests.rs");
