@@ -6,8 +6,8 @@ use std::time::SystemTime;
 
 use aws_sdk_kinesis::primitives::DateTime;
 use bytes::Bytes;
+use futures::StreamExt;
 use futures::stream::{self, FusedStream};
-use futures::{Stream, StreamExt};
 
 use crate::error::Result;
 use crate::record::{
@@ -73,7 +73,7 @@ pub fn record(data: impl Into<Vec<u8>>) -> TestRecord {
 /// ```
 pub fn records<'a>(
     records: impl IntoIterator<Item = &'a TestRecord>,
-) -> impl Stream<Item = Result<Record>> + FusedStream + Unpin + Send {
+) -> impl FusedStream<Item = Result<Record>> + Unpin + Send {
     let records: Vec<_> = records.into_iter().map(|record| Ok(record.build())).collect();
     stream::iter(records).fuse()
 }

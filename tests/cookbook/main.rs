@@ -6,6 +6,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 // The `main` of each program, and fields that only its reader uses.
 #![allow(dead_code)]
+// A handler of a program stands for one that awaits.
+#![allow(clippy::unused_async)]
 
 mod assumed_role;
 mod backfill;
