@@ -84,7 +84,7 @@ struct StartedSubscription {
     asked: Instant,
 }
 
-/// What becomes of a subscription after an event.
+/// Further life of a subscription after an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sequel {
     Ends,
