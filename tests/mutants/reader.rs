@@ -429,7 +429,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         what: "health ignores unacknowledged records",
         file: "consumer/health.rs",
         right: "held.max(self.silent_for.unwrap_or_default())",
-        wrong: "held.min(READY_STALL_LIMIT / 2).max(self.silent_for.unwrap_or_default())",
+        wrong: "held.min(READY_LIMIT / 2).max(self.silent_for.unwrap_or_default())",
         breaks: &["HealthIsTrue"],
     },
     Mistake {
