@@ -39,6 +39,22 @@ pub use record_batch::RecordBatch;
 /// 256 records take about 50 µs.
 const MAX_TAKEN_PER_POLL: usize = 256;
 
+/// A record whose closure has not returned. A panic of the closure drops it, and the next poll of the
+/// stream then does not acknowledge the record.
+struct Unprocessed<'a>(&'a Record);
+
+impl Unprocessed<'_> {
+    fn forget(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Unprocessed<'_> {
+    fn drop(&mut self) {
+        self.0.defer_ack();
+    }
+}
+
 /// Combinators that keep acknowledgements correct, for every stream of
 /// `Result<`[`Record`]`, E>` or `Result<`[`Decoded`]`<T>, E>`.
 ///
@@ -95,7 +111,9 @@ const MAX_TAKEN_PER_POLL: usize = 256;
 ///
 /// Dropping the future of `next()` loses nothing: an adapter owns the records, the handlers and the
 /// errors that it has not yielded. Dropping the adapter drops them: such records are not
-/// acknowledged, and are delivered again after a restart.
+/// acknowledged, and are delivered again after a restart. So create an adapter once, and keep it: an
+/// adapter of `by_ref()` that is dropped while its stream goes on stops the checkpoints of the shards
+/// whose records it held or had yielded last.
 ///
 /// # Panics
 ///

@@ -6,7 +6,7 @@ use futures::stream::FusedStream;
 use futures::{Stream, TryStream};
 use pin_project_lite::pin_project;
 
-use super::MAX_TAKEN_PER_POLL;
+use super::{MAX_TAKEN_PER_POLL, Unprocessed};
 use crate::record::Record;
 
 pin_project! {
@@ -40,12 +40,20 @@ where
         }
         for _ in 0..MAX_TAKEN_PER_POLL {
             match ready!(this.stream.as_mut().try_poll_next(context)) {
-                Some(Ok(record)) if !(this.predicate)(&record) => record.as_ref().ack(),
+                Some(Ok(record)) => {
+                    let unprocessed = Unprocessed(record.as_ref());
+                    let is_wanted = (this.predicate)(&record);
+                    unprocessed.forget();
+                    if is_wanted {
+                        return Poll::Ready(Some(Ok(record)));
+                    }
+                    record.as_ref().ack();
+                }
                 None => {
                     *this.is_done = true;
                     return Poll::Ready(None);
                 }
-                wanted => return Poll::Ready(wanted),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
             }
         }
         context.waker().wake_by_ref();

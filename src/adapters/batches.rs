@@ -201,7 +201,8 @@ impl<S: TryStream<Ok: AsRef<Record>>> Stream for Batches<S> {
 
 impl<S: TryStream<Ok: AsRef<Record>>> FusedStream for Batches<S> {
     fn is_terminated(&self) -> bool {
-        self.is_done && self.error.is_none()
+        // The next poll acknowledges the last batch.
+        self.is_done && self.error.is_none() && self.collector.yielded.is_empty()
     }
 }
 

@@ -258,7 +258,8 @@ where
     E: From<S::Error>,
 {
     fn is_terminated(&self) -> bool {
-        self.is_done && self.handlers.records() == 0
+        // The next poll acknowledges the last record.
+        self.is_done && self.handlers.records() == 0 && self.handlers.yielded.is_none()
     }
 }
 

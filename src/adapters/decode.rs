@@ -8,6 +8,7 @@ use futures::stream::FusedStream;
 use futures::{Stream, TryStream};
 use pin_project_lite::pin_project;
 
+use super::Unprocessed;
 use crate::record::{Acker, Record};
 
 pin_project! {
@@ -70,6 +71,8 @@ pub struct Decoded<T> {
 ///     }
 /// }
 /// ```
+// Exhaustive: an item of the stream is an error of the stream or a record, and a `match` of both must
+// not need a third arm.
 #[derive(Debug)]
 pub enum DecodeError<E, D> {
     /// The stream of records failed.
@@ -203,10 +206,15 @@ where
         };
         Poll::Ready(Some(match record {
             Err(error) => Err(DecodeError::Stream(error)),
-            Ok(record) => match (this.f)(&record) {
-                Ok(value) => Ok(Decoded { value, record }),
-                Err(cause) => Err(DecodeError::Undecodable { record: Box::new(record), cause }),
-            },
+            Ok(record) => {
+                let unprocessed = Unprocessed(&record);
+                let decoded = (this.f)(&record);
+                unprocessed.forget();
+                match decoded {
+                    Ok(value) => Ok(Decoded { value, record }),
+                    Err(cause) => Err(DecodeError::Undecodable { record: Box::new(record), cause }),
+                }
+            }
         }))
     }
 

@@ -93,6 +93,11 @@ impl Watermark {
         is_polled
     }
 
+    /// Returns true if any acknowledgement was deferred.
+    pub(crate) fn has_deferred(&self) -> bool {
+        self.deferred.load(Ordering::Relaxed) > 0
+    }
+
     /// Returns true if the acknowledgement of the last delivered record was deferred.
     #[inline]
     pub(crate) fn is_deferred(&self, number: u64) -> bool {

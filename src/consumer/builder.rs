@@ -166,8 +166,9 @@ impl ConsumerBuilder {
     ///
     /// The workers of an application may name the same shards, others, or some in common. Each
     /// worker takes leases of the shards that it names only, and workers that name the same shards
-    /// share them evenly. Do not mix them with workers that name no shards: these read all other
-    /// shards from their first record. Prefer a separate [`application`](Self::application) for each set.
+    /// share them evenly. Do not mix them with workers that name no shards: these may read the
+    /// other shards late or from their first record. Prefer a separate
+    /// [`application`](Self::application) for each set.
     ///
     /// Default: all shards. The last call applies. At least one shard.
     ///

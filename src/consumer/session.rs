@@ -183,10 +183,13 @@ impl Running {
         if let Poll::Ready(Some(error)) = self.errors.poll_recv(context) {
             return Poll::Ready(Some(Err(error)));
         }
-        match ready!(self.assignments.poll_recv(context)) {
-            Some(Assignment::Shard(assigned)) => return Poll::Ready(Some(Ok(*assigned))),
-            Some(Assignment::End) => self.is_exhausted = true,
-            None => {}
+        // Nothing follows the end, which stays known if an error is returned before it.
+        if !self.is_exhausted {
+            match ready!(self.assignments.poll_recv(context)) {
+                Some(Assignment::Shard(assigned)) => return Poll::Ready(Some(Ok(*assigned))),
+                Some(Assignment::End) => self.is_exhausted = true,
+                None => {}
+            }
         }
         // The worker may have reported an error between the two polls, and ended.
         if let Ok(error) = self.errors.try_recv() {

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::balance::{balance, pull};
 use super::exchange::FINAL_SAVE_TIMEOUT;
+use super::exhaustion::Exhaustion;
 use super::owned_shards::{OwnedShard, Reconciliation};
 use super::worker::{BalancedTable, TaskOutcome, Worker};
 use super::{AssignedShard, Assignment};
@@ -53,6 +54,9 @@ impl Worker {
         let exclusions = self.exclusions.active(&self.table, now);
         let list = if !rules.is_partial() {
             balance(&self.table, &open, &exclusions)
+        } else if self.is_full() && !self.accepts_nothing() {
+            // Its share is not known until it accepts leases again, in the same table.
+            return Changes::default();
         } else if self.is_full() {
             Vec::new()
         } else {
@@ -347,8 +351,8 @@ impl Worker {
     }
 
     /// Returns true if this worker should list the stream: because it joined first of the workers
-    /// that accept leases and lists for the fleet, because a listing was requested, or to detect
-    /// that it reaches Kinesis again.
+    /// that accept leases and lists for the fleet, because it reads shards that the others may not
+    /// look for, because a listing was requested, or to detect that it reaches Kinesis again.
     pub(super) fn lists(&self) -> bool {
         let order = |(name, member): &(&Arc<str>, &WorkerEntry)| {
             (member.capacity == 0, member.joined, Arc::clone(name))
@@ -358,7 +362,10 @@ impl Worker {
         let is_idle = !self.listing.is_under_way && self.listing.listed.is_none();
         self.joined
             && is_idle
-            && (is_first || self.listing.is_requested || self.reachability.is_out())
+            && (is_first
+                || self.deps.config.rules.is_partial()
+                || self.listing.is_requested
+                || self.reachability.is_out())
     }
 
     pub(super) fn list(&mut self) {
@@ -408,6 +415,10 @@ impl Worker {
 
     /// Hands off the shards whose callers have stopped polling.
     pub(super) fn check_callers(&mut self) {
+        if self.exhaustion == Exhaustion::Ended {
+            // Nothing polls a stream that has ended.
+            return self.release_reached();
+        }
         let Some(limit) = self.deps.config.poll_timeout else { return };
         for (shard, epoch) in self.owned.neglected(limit) {
             self.deps.telemetry.emit(Event::ConsumerStalled { shard_id: shard.clone() });

@@ -15,8 +15,9 @@
 //! stream end: another worker that did not know would assign a shard to this one, and end its own
 //! stream because that shard has an owner.
 //!
-//! After the end the worker keeps and renews its leases, since records may be in flight. It releases
-//! them when the consumer is closed or the stream is dropped.
+//! After the end the worker releases each lease when the records of its shard are acknowledged, so
+//! that no shard is held that nobody reads. It accepts no other lease until the consumer is closed
+//! or the stream is dropped.
 //!
 //! A shard is left to read unless it is
 //!
@@ -106,6 +107,13 @@ impl Worker {
     pub(super) fn note_declared(&mut self) {
         if let Exhaustion::Declaring { is_declared } = &mut self.exhaustion {
             *is_declared = true;
+        }
+    }
+
+    /// Releases the shards that are read to the ending position and have no record in flight.
+    pub(super) fn release_reached(&mut self) {
+        for (shard, epoch) in self.owned.reached() {
+            self.hand_off(&shard, epoch, self.deps.config.handoff_timeout);
         }
     }
 

@@ -189,6 +189,22 @@ impl OwnedShards {
         found
     }
 
+    /// Returns the shards that are read to the ending position and have no record in flight.
+    pub(super) fn reached(&self) -> Vec<(ShardId, u64)> {
+        let is_reached = |(_, holding): &(&ShardId, &OwnedShard)| {
+            holding.stream_end == Some(StreamEnd::EndingPosition)
+                && !holding.is_leaving
+                && holding.watermark.unacknowledged().0 == 0
+        };
+        let reached = self.shards.iter().filter(is_reached);
+        reached.map(|(shard, holding)| (shard.clone(), holding.lease_handle.epoch())).collect()
+    }
+
+    /// Returns true if an adapter has deferred an acknowledgement of the shard.
+    pub(super) fn has_deferred(&self, shard: &ShardId) -> bool {
+        self.shards.get(shard).is_some_and(|holding| holding.watermark.has_deferred())
+    }
+
     /// Returns true if the caller of any stream has stopped polling.
     pub(super) fn is_neglected(&self) -> bool {
         !self.neglected.is_empty()

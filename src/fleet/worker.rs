@@ -242,11 +242,11 @@ impl Worker {
             }
             WorkerMessage::Dropped(shard, epoch) => {
                 self.exclusions.dropped(&shard, self.renewal());
-                self.hand_off(&shard, epoch, self.patience());
+                self.hand_off(&shard, epoch, self.patience(&shard));
             }
             WorkerMessage::Failed { shard, epoch, has_delivered } => {
                 self.exclusions.failed(&shard, has_delivered);
-                self.hand_off(&shard, epoch, self.patience());
+                self.hand_off(&shard, epoch, self.patience(&shard));
             }
             WorkerMessage::StateMismatch => self.renew_at = Instant::now(),
             // An unreadable field does not change the version.
@@ -272,11 +272,11 @@ impl Worker {
     }
 
     /// Returns the time to wait for a shard's records in flight after its stream has ended. Without
-    /// calls of `ack`, none of them can be acknowledged any more.
-    fn patience(&self) -> Duration {
+    /// calls of `ack`, only those that an adapter holds can still be acknowledged.
+    fn patience(&self, shard: &ShardId) -> Duration {
         match self.deps.config.checkpoint_on {
-            CheckpointOn::Pull => Duration::ZERO,
-            CheckpointOn::Ack => self.deps.config.handoff_timeout,
+            CheckpointOn::Pull if !self.owned.has_deferred(shard) => Duration::ZERO,
+            CheckpointOn::Pull | CheckpointOn::Ack => self.deps.config.handoff_timeout,
         }
     }
 

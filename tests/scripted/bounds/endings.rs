@@ -108,7 +108,7 @@ async fn quiet_shard_ends_when_it_has_caught_up_after_the_ending_and_makes_no_fu
         assert_eq!(read, before, "a reached shard is not read");
         let health = job.health();
         assert!(health.is_live() && health.is_ready(), "{health:?}");
-        assert_eq!((health.leases_held, health.stalled_for()), (1, Duration::ZERO));
+        assert_eq!((health.leases_held, health.stalled_for()), (0, Duration::ZERO));
         job.close().await.unwrap();
         assert_eq!(shards(&job).await[&shard.id()].state, ShardState::Unassigned);
     }
@@ -502,9 +502,9 @@ async fn stream_of_shards_ends_after_the_streams_of_its_shards() {
     }
     read.sort_unstable();
     assert_eq!(read, [0, 1, 2]);
-    // The streams that have ended are not polled, and their leases stay.
+    // The streams that have ended are not polled, and their callers have not stopped.
     sleep(60 * SECOND).await;
-    assert_eq!(job.health().leases_held, 3);
+    assert_eq!(job.health().leases_held, 0);
     while let Ok(Some(event)) = timeout(SECOND, events.next()).await {
         assert!(!matches!(event, Event::ConsumerStalled { .. }), "{event:?}");
     }

@@ -103,19 +103,17 @@ async fn worker_that_takes_a_reached_shard_reaches_the_ending_at_once() {
     assert_eq!(rest(&mut records).await.len(), 400);
     let second = builder(&fleet, "second", end).build().unwrap();
     let (mut others, mut events) = (second.records(), second.events());
-    // Two of the reached shards move to the second worker.
+    // The first worker has released all of them.
     assert_eq!(rest(&mut others).await, NOTHING);
-    let held = [&first, &second].map(|consumer| consumer.health().leases_held);
-    assert_eq!(held, [2, 2], "a fleet of reached shards is balanced");
-    first.close().await.unwrap();
     sleep(2 * LEASE).await;
-    // The stream of the second worker has ended, so it accepts no further shard.
-    assert_eq!(second.health().leases_held, 2);
+    // Both streams have ended, so neither worker accepts a shard.
+    let held = [&first, &second].map(|consumer| consumer.health().leases_held);
+    assert_eq!(held, [0, 0]);
     let mut reached = 0;
     while let Ok(Some(event)) = timeout(SECOND, events.next()).await {
         reached += usize::from(matches!(event, Event::EndingReached { .. }));
     }
-    assert_eq!(reached, 2);
+    assert_eq!(reached, 4);
     let before = calls(&fleet.kinesis, "GetRecords").len();
     sleep(LONG).await;
     assert_eq!(calls(&fleet.kinesis, "GetRecords").len(), before, "expected no further call");
@@ -174,10 +172,26 @@ async fn handoff_of_a_reached_shard_waits_for_its_records() {
     assert!(timeout(60 * SECOND, others.next()).await.is_err(), "the handoff waits");
     held.iter().for_each(kinestream::Record::ack);
     assert_eq!(rest(&mut others).await, NOTHING);
-    let states = crate::shards(&first).await;
-    let mut states: Vec<ShardState> = states.into_values().map(|shard| shard.state).collect();
-    states.sort_by_key(|state| format!("{state:?}"));
-    assert_eq!(states, [ShardState::EndingReached, ShardState::Reading]);
+    sleep(2 * LEASE).await;
+    let mut states = crate::shards(&first).await.into_values().map(|shard| shard.state);
+    assert!(states.all(|state| state == ShardState::Unassigned), "neither worker reads on");
+}
+
+/// An ended stream holds no shard that another worker could read.
+#[tokio::test(start_paused = true)]
+async fn shards_of_an_ended_stream_are_read_on_by_a_worker_without_an_ending() {
+    let (fleet, end) = job(4).await;
+    let job = builder(&fleet, "job", end).build().unwrap();
+    let mut records = job.records();
+    assert_eq!(rest(&mut records).await.len(), 400);
+    let service = fleet.builder("service").build().unwrap();
+    let mut later = service.records();
+    let mut read = Vec::new();
+    for _ in 0..4 {
+        read.push(number(&timeout(LONG, next(&mut later)).await.unwrap()));
+    }
+    assert_eq!(read, [999_999; 4]);
+    assert!(records.next().await.is_none());
 }
 
 #[tokio::test(start_paused = true)]

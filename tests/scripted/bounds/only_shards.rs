@@ -204,6 +204,31 @@ async fn workers_with_disjoint_sets_read_their_own_shards() {
     assert_eq!(shares, [[0, 1, 2].into(), BTreeSet::from([3])]);
 }
 
+/// The first worker lists for the fleet, and does not look for the shards that only others name.
+#[tokio::test(start_paused = true)]
+async fn named_shards_of_a_later_worker_are_read() {
+    let fleet = Fleet::new(6);
+    for shard in 0..6 {
+        fleet.orders.shard(shard).put(shard.to_string());
+    }
+    let start = |name: &str, set: &[usize]| {
+        let builder = fleet.builder(name).starting_position(StartingPosition::TrimHorizon);
+        builder.only_shards(set.iter().copied().map(id)).build().unwrap()
+    };
+    let first = start("first", &[0, 1, 2, 3]);
+    let mut of_first = first.records();
+    for _ in 0..4 {
+        next(&mut of_first).await;
+    }
+    assert!(timeout(10 * LEASE, of_first.next()).await.is_err());
+    let first = tokio::spawn(async move { while of_first.next().await.is_some() {} });
+    let second = start("second", &[3, 4]);
+    let mut of_second = second.records();
+    let record = timeout(20 * LEASE, next(&mut of_second)).await.expect("shard 4 is read");
+    assert_eq!(number(&record), 4);
+    first.abort();
+}
+
 #[tokio::test(start_paused = true)]
 async fn workers_with_the_same_set_share_it_evenly() {
     let set: &[usize] = &[0, 1, 2, 3, 4];
