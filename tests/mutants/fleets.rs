@@ -146,8 +146,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "every worker lists the shards",
         file: "fleet/duties.rs",
-        right: "(is_first || self.listing.is_requested || self.reachability.is_out())",
-        wrong: "(is_first || self.listing.is_requested || self.has_listed || self.reachability.is_out())",
+        right: "                || self.listing.is_requested\n",
+        wrong: "                || self.listing.is_requested || self.has_listed\n",
         breaks: &["FewListings", "Rest"],
     },
     Mistake {

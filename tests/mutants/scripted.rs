@@ -162,16 +162,50 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "the adapter that filters drops records without an acknowledgement",
         file: "adapters/ack_filter.rs",
-        right: "Some(Ok(record)) if !(this.predicate)(&record) => record.as_ref().ack(),",
-        wrong: "Some(Ok(record)) if !(this.predicate)(&record) => drop(record),",
+        right: "                    record.as_ref().ack();\n",
+        wrong: "",
         breaks: &["adapters::acknowledgement::filtered_records_do_not_hold_the_checkpoint"],
     },
     Mistake {
         what: "the adapter that decodes acknowledges each record",
         file: "adapters/decode.rs",
-        right: "Ok(record) => match (this.f)(&record) {",
-        wrong: "Ok(record) => match (record.ack(), (this.f)(&record)).1 {",
+        right: "let decoded = (this.f)(&record);",
+        wrong: "let decoded = (record.ack(), (this.f)(&record)).1;",
         breaks: &["adapters::guarantees::adapters_keep_the_guarantees_in_random_worlds"],
+    },
+    Mistake {
+        what: "a record whose closure panics is acknowledged by the next poll",
+        file: "adapters.rs",
+        right: "        self.0.defer_ack();\n",
+        wrong: "",
+        breaks: &[
+            "adapters::acknowledgement::with_pull_a_record_whose_closure_panics_is_not_acknowledged",
+        ],
+    },
+    Mistake {
+        what: "an adapter is terminated before it acknowledges its last batch",
+        file: "adapters/batches.rs",
+        right: "self.is_done && self.error.is_none() && self.collector.yielded.is_empty()",
+        wrong: "self.is_done && self.error.is_none()",
+        breaks: &[
+            "adapters::acknowledgement::with_pull_the_last_batch_of_a_select_loop_is_acknowledged",
+        ],
+    },
+    Mistake {
+        what: "a worker with named shards looks for them only if it is the first worker",
+        file: "fleet/duties.rs",
+        right: "                || self.deps.config.rules.is_partial()\n",
+        wrong: "",
+        breaks: &["bounds::only_shards::named_shards_of_a_later_worker_are_read"],
+    },
+    Mistake {
+        what: "a worker whose stream has ended keeps its shards",
+        file: "fleet/duties.rs",
+        right: "return self.release_reached();",
+        wrong: "return;",
+        breaks: &[
+            "bounds::jobs::shards_of_an_ended_stream_are_read_on_by_a_worker_without_an_ending",
+        ],
     },
     Mistake {
         what: "a shard ends at the ending position while it lags",

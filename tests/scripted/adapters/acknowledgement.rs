@@ -1,10 +1,12 @@
 //! The checkpoints that are stored while adapters hold records, by both ways of acknowledgement.
 
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures::{FutureExt, StreamExt, TryStreamExt, future};
 use kinestream::{
-    CheckpointOn, Consumer, DecodeError, MemoryStore, Record, RecordStreamExt, StartingPosition,
+    CheckpointOn, Consumer, DecodeError, EndingPosition, MemoryStore, Record, RecordStreamExt,
+    StartingPosition,
 };
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
@@ -51,6 +53,41 @@ async fn with_pull_the_poll_after_a_batch_acknowledges_it() {
     assert_eq!(position(&store).await, Some(after(&second[1])));
     assert!(timeout(SECOND, batches.next()).await.is_err());
     assert_eq!(position(&store).await, Some(after(&third[0])));
+}
+
+/// `select!` does not poll a stream that is terminated.
+#[tokio::test(start_paused = true)]
+async fn with_pull_the_last_batch_of_a_select_loop_is_acknowledged() {
+    let (kinesis, orders) = orders(1);
+    put(&orders, 0..5);
+    let store = RecordingStore::default();
+    let builder = consumer(&kinesis).store(store.clone());
+    let job = builder.ending_position(EndingPosition::Latest).build().unwrap();
+    let mut batches = job.records().batches(2, SECOND);
+    let mut last = None;
+    loop {
+        futures::select! {
+            batch = batches.select_next_some() => last = batch.unwrap().last().map(after),
+            complete => break,
+        }
+    }
+    assert_eq!(position(&store).await, last);
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_pull_a_record_whose_closure_panics_is_not_acknowledged() {
+    let (kinesis, orders) = orders(1);
+    put(&orders, 0..3);
+    let (consumer, store) = with_store(&kinesis, CheckpointOn::Pull);
+    let mut decoded = consumer.records().decode(|record| {
+        assert!(number(record) != 1, "a bug of the caller");
+        Ok::<_, String>(())
+    });
+    let first = decoded.next().await.unwrap().unwrap();
+    assert!(AssertUnwindSafe(decoded.next()).catch_unwind().await.is_err());
+    assert!(decoded.next().await.unwrap().is_ok());
+    assert!(timeout(SECOND, decoded.next()).await.is_err());
+    assert_eq!(position(&store).await, Some(after(first.record())), "the second record holds it");
 }
 
 #[tokio::test(start_paused = true)]
