@@ -112,7 +112,7 @@ impl Drop for Unprocessed<'_> {
 /// Dropping the future of `next()` loses nothing: an adapter owns the records, the handlers and the
 /// errors that it has not yielded. Dropping the adapter drops them: such records are not
 /// acknowledged, and are delivered again after a restart. So create an adapter once, and keep it: an
-/// adapter of `by_ref()` that is dropped while its stream goes on stops the checkpoints of the shards
+/// adapter of `by_ref()` that is dropped before its stream ends stops the checkpoints of the shards
 /// whose records it held or had yielded last.
 ///
 /// # Panics

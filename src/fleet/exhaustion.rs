@@ -16,7 +16,7 @@
 //! stream because that shard has an owner.
 //!
 //! After the end the worker releases each lease when the records of its shard are acknowledged, so
-//! that no shard is held that nobody reads. It accepts no other lease until the consumer is closed
+//! that no shard is held unread. It accepts no other lease until the consumer is closed
 //! or the stream is dropped.
 //!
 //! A shard is left to read unless it is
