@@ -40,7 +40,7 @@ pub(crate) struct Aws {
     #[arg(long, global = true, value_name = "NAME")]
     pub(crate) region: Option<String>,
     /// Uses another Kinesis endpoint, such as http://127.0.0.1:4567; a local one needs no credentials
-    #[arg(long, global = true, value_name = "URL")]
+    #[arg(long, global = true, value_name = "URL", value_parser = endpoint)]
     pub(crate) endpoint_url: Option<String>,
 }
 
@@ -136,7 +136,8 @@ pub(crate) struct TailArguments {
     /// Prints only records with this partition key
     #[arg(long, value_name = "KEY", help_heading = "Selection")]
     pub(crate) key: Option<String>,
-    /// Prints only records whose data, after --decode, matches this regular expression
+    /// Prints only records whose data matches this regular expression: the data after --decode, JSON
+    /// without white space between its parts
     #[arg(long, value_name = "REGEX", help_heading = "Selection")]
     pub(crate) grep: Option<Regex>,
 
@@ -274,6 +275,15 @@ pub(crate) struct ResetArguments {
     pub(crate) target: Target,
 }
 
+/// Parses the URL of an endpoint. Without a scheme, each call would fail and be retried.
+fn endpoint(text: &str) -> Result<String, String> {
+    let host = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    match host {
+        Some(host) if !host.is_empty() && !host.starts_with('/') => Ok(text.to_owned()),
+        _ => Err("expected a URL such as http://127.0.0.1:4567 or https://example.com".to_owned()),
+    }
+}
+
 /// Parses a shard by its name or by its number, as printed.
 fn shard(text: &str) -> Result<ShardId, kinestream::Error> {
     let number: Option<u64> = text.parse().ok();
@@ -332,6 +342,9 @@ mod tests {
             "tail orders --last 3 --since 10m",
             "tail orders --application billing",
             "tail orders --grep (",
+            "tail orders --endpoint-url 127.0.0.1:4567",
+            "tail orders --endpoint-url ftp://127.0.0.1",
+            "tail orders --endpoint-url http:///x",
             "tail orders --template {nope}",
             "tail orders --output template",
             "put orders --rate 0",
