@@ -124,7 +124,8 @@ async fn lines_of_a_steady_source_are_put_before_it_ends() {
 #[tokio::test(flavor = "multi_thread")]
 async fn signal_puts_the_lines_that_were_read() {
     let server = Server::with_orders(1).await;
-    let lines: String = (0..700).map(|number| format!("{number}\n")).collect();
+    let expected: Vec<String> = (0..700).map(|number: u32| number.to_string()).collect();
+    let lines = expected.join("\n") + "\n";
     let (mut child, _stdin) = start_put(&server, &lines).await;
     // The first request is stored, so the command listens for signals.
     while contents(&server).await.is_empty() {
@@ -135,6 +136,31 @@ async fn signal_puts_the_lines_that_were_read() {
     assert!(killed.success());
     let ended = tokio::time::timeout(Duration::from_secs(30), child.wait()).await;
     assert_eq!(ended.expect("expected an end within 30 s").unwrap().code(), Some(0));
-    let expected: Vec<String> = lines.lines().map(str::to_owned).collect();
     assert_eq!(contents(&server).await["k"], expected);
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn second_signal_ends_with_the_first_line_that_is_not_put() {
+    let server = Server::with_orders(1).await;
+    let mut command = server.command("put orders --key k --rate 1");
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // At one record per second, the lines take much longer than the test.
+    stdin.write_all("line\n".repeat(400).as_bytes()).await.unwrap();
+    while contents(&server).await.is_empty() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let process = child.id().unwrap().to_string();
+    for _ in 0..2 {
+        // Signals that arrive together are one.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        std::process::Command::new("kill").args(["-INT", &process]).status().unwrap();
+    }
+    let ended = tokio::time::timeout(Duration::from_secs(30), child.wait_with_output()).await;
+    let ended = ended.expect("expected an end within 30 s").unwrap();
+    let stderr = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("error: stopped at once by a second signal\n"), "{stderr}");
+    assert!(stderr.contains("The first line that is not put is line "), "{stderr}");
 }

@@ -167,6 +167,9 @@ async fn wrong_arguments_have_exit_code_2() {
     let read = run(&mut command("tail orders --until soon"), "").await;
     assert_eq!(read.code, Some(2));
     assert!(read.stderr.contains("expected a time such as 2026-11-01"), "{}", read.stderr);
+    let read = run(&mut command("tail orders --until 10m"), "").await;
+    assert_eq!(read.code, Some(2));
+    assert!(read.stderr.contains("--until is in the past"), "{}", read.stderr);
 }
 
 #[tokio::test(flavor = "multi_thread")]
