@@ -29,6 +29,16 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
 }
 
+impl Arguments {
+    /// Refuses arguments that contradict each other in a way that only their values show.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        match &self.command {
+            Command::Tail(arguments) => arguments.check(SystemTime::now()),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// The AWS account and endpoint.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "AWS options")]
@@ -37,10 +47,10 @@ pub(crate) struct Aws {
     #[arg(long, global = true, value_name = "NAME")]
     pub(crate) profile: Option<String>,
     /// Uses this AWS region, such as eu-west-1
-    #[arg(long, global = true, value_name = "NAME")]
+    #[arg(long, global = true, value_name = "NAME", value_parser = region)]
     pub(crate) region: Option<String>,
     /// Uses another Kinesis endpoint, such as http://127.0.0.1:4567; a local one needs no credentials
-    #[arg(long, global = true, value_name = "URL")]
+    #[arg(long, global = true, value_name = "URL", value_parser = endpoint)]
     pub(crate) endpoint_url: Option<String>,
 }
 
@@ -136,7 +146,8 @@ pub(crate) struct TailArguments {
     /// Prints only records with this partition key
     #[arg(long, value_name = "KEY", help_heading = "Selection")]
     pub(crate) key: Option<String>,
-    /// Prints only records whose data, after --decode, matches this regular expression
+    /// Prints only records whose data matches this regular expression: the data after --decode, JSON
+    /// without white space between its parts
     #[arg(long, value_name = "REGEX", help_heading = "Selection")]
     pub(crate) grep: Option<Regex>,
 
@@ -181,6 +192,31 @@ pub(crate) struct TailArguments {
     /// The Redis of the application's checkpoints, such as redis://127.0.0.1/
     #[arg(long, value_name = "URL", requires = "application", help_heading = "Consumer")]
     pub(crate) redis: Option<String>,
+}
+
+impl TailArguments {
+    fn check(&self, now: SystemTime) -> Result<(), String> {
+        if self.template.is_some()
+            && self.output.is_some_and(|output| output != OutputName::Template)
+        {
+            return Err("--template is an output format of its own; leave out --output".to_owned());
+        }
+        let Some(until) = self.until else { return Ok(()) };
+        match self.since {
+            Since::Time(since) if until <= since => {
+                Err("--until is not after --since, so there is nothing to read; pass a later \
+                     --until or an earlier --since"
+                    .to_owned())
+            }
+            // An application resumes from its checkpoints.
+            Since::Latest if until <= now && self.application.is_none() => {
+                Err("--until is in the past, and the reading starts now; pass an earlier --since, \
+                     such as --since 1h"
+                    .to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The name of an output format.
@@ -228,8 +264,8 @@ pub(crate) struct StatusArguments {
     #[arg(long, value_name = "URL", required = true)]
     pub(crate) redis: String,
     /// Shows the status again each TIME, 2s by default, until Ctrl-C
-    #[arg(long, value_name = "TIME", value_parser = time::duration, num_args = 0..=1)]
-    #[arg(default_missing_value = "2s", require_equals = true)]
+    #[arg(long, value_name = "TIME", value_parser = pause, num_args = 0..=1)]
+    #[arg(default_missing_value = "2s", requires = "application")]
     pub(crate) watch: Option<Duration>,
 }
 
@@ -272,6 +308,32 @@ pub(crate) struct SeekArguments {
 pub(crate) struct ResetArguments {
     #[command(flatten)]
     pub(crate) target: Target,
+}
+
+/// Parses a pause of at least one second.
+fn pause(text: &str) -> Result<Duration, String> {
+    match time::duration(text)? {
+        pause if pause < Duration::from_secs(1) => Err("expected at least 1s".to_owned()),
+        pause => Ok(pause),
+    }
+}
+
+/// Parses the name of a region. With other characters, no host has the name.
+fn region(text: &str) -> Result<String, String> {
+    let is_part = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if text.is_empty() || !text.bytes().all(is_part) {
+        return Err("expected a region such as eu-west-1".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// Parses the URL of an endpoint. Without a scheme, each call would fail and be retried.
+fn endpoint(text: &str) -> Result<String, String> {
+    let host = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    match host {
+        Some(host) if !host.is_empty() && !host.starts_with('/') => Ok(text.to_owned()),
+        _ => Err("expected a URL such as http://127.0.0.1:4567 or https://example.com".to_owned()),
+    }
 }
 
 /// Parses a shard by its name or by its number, as printed.
@@ -332,10 +394,16 @@ mod tests {
             "tail orders --last 3 --since 10m",
             "tail orders --application billing",
             "tail orders --grep (",
+            "tail orders --region eu_west_1",
+            "tail orders --endpoint-url 127.0.0.1:4567",
+            "tail orders --endpoint-url ftp://127.0.0.1",
+            "tail orders --endpoint-url http:///x",
             "tail orders --template {nope}",
             "tail orders --output template",
             "put orders --rate 0",
             "status orders --application billing",
+            "status --redis redis://127.0.0.1/ --watch",
+            "status orders --application billing --redis redis://127.0.0.1/ --watch=0s",
             "seek orders --to latest",
         ] {
             assert!(parse(words).is_err(), "expected {words:?} to be refused");
@@ -343,9 +411,34 @@ mod tests {
     }
 
     #[test]
+    fn readings_without_a_record_are_refused() {
+        for words in [
+            "--since 10m --until 1h",
+            "--until 10m",
+            "--since latest --until 2026-01-01",
+            "--template {data} --output json",
+        ] {
+            let parsed = parse(&format!("tail orders {words}")).unwrap();
+            assert!(parsed.check().is_err(), "expected {words:?} to be refused");
+        }
+        for words in [
+            "--since 1h --until 10m",
+            "--until 2999-01-01",
+            "--since trim-horizon --until 10m",
+            "--until 10m --application billing --redis redis://127.0.0.1/",
+            "--template {data} --output template",
+        ] {
+            let parsed = parse(&format!("tail orders {words}")).unwrap();
+            assert_eq!(parsed.check(), Ok(()), "{words:?}");
+        }
+    }
+
+    #[test]
     fn watch_has_a_default_interval() {
         let words = "status orders --application billing --redis redis://127.0.0.1/";
-        for (more, expected) in [("", None), ("--watch", Some(2)), ("--watch=10s", Some(10))] {
+        for (more, expected) in
+            [("", None), ("--watch", Some(2)), ("--watch=10s", Some(10)), ("--watch 5s", Some(5))]
+        {
             let Command::Status(parsed) = parse(&format!("{words} {more}")).unwrap().command else {
                 panic!("expected status");
             };

@@ -22,6 +22,8 @@ pub(crate) struct Failure {
 enum FailureKind {
     /// The stream does not exist: the names of other streams help.
     UnknownStream,
+    /// The same command may succeed later.
+    Temporary,
     Other,
 }
 
@@ -51,6 +53,10 @@ impl Failure {
         self.kind == FailureKind::UnknownStream
     }
 
+    pub(crate) fn is_temporary(&self) -> bool {
+        self.kind == FailureKind::Temporary
+    }
+
     /// Returns the text for stderr, without a line end.
     pub(crate) fn shown(&self, paint: Paint) -> String {
         let mut text = format!("{} {}", paint.bad("error:"), self.message);
@@ -78,6 +84,7 @@ impl Failure {
         let detail = response.err().message().unwrap_or_default();
         match (code, stream) {
             ("ResourceNotFoundException", Some(stream)) => Self::unknown_stream(stream),
+            ("KMSAccessDeniedException", _) => Self::denied_key(operation, detail),
             _ if is_denial(code) => Self::denied(operation, detail),
             _ if is_rejected_credential(code) => Self::rejected_credentials(code),
             _ if detail.is_empty() => Self::new(format!("{operation} failed: {code}")),
@@ -90,10 +97,10 @@ impl Failure {
         let causes = causes(error);
         let words = causes.to_lowercase();
         if words.contains("credential") || words.contains("identity") {
-            return Self::no_credentials();
+            return Self::no_credentials().because(&causes);
         }
         if words.contains("region") {
-            return Self::no_region();
+            return Self::no_region().because(&causes);
         }
         Self::new(format!("{operation} failed: no connection to Kinesis ({causes})"))
             .advise("Check the network, the region, and the endpoint (--endpoint-url).")
@@ -127,6 +134,20 @@ impl Failure {
         if detail.is_empty() { failure } else { failure.advise(format!("AWS says: {detail}")) }
     }
 
+    fn denied_key(operation: &str, detail: &str) -> Self {
+        let failure = Self::new(format!("access denied to the KMS key of the stream: {operation}"))
+            .advise(
+                "Grant kms:Decrypt to read, and kms:GenerateDataKey to put, on the key that \
+                 encrypts the stream.",
+            );
+        if detail.is_empty() { failure } else { failure.advise(format!("AWS says: {detail}")) }
+    }
+
+    /// Adds the cause, such as an expired SSO token.
+    fn because(self, cause: &str) -> Self {
+        self.advise(format!("The cause: {cause}"))
+    }
+
     fn of_consumer(error: &kinestream::Error) -> Self {
         let text = error.to_string();
         match error.kind() {
@@ -135,7 +156,13 @@ impl Failure {
                 (Some(stream), None) => Self::unknown_stream(stream),
                 _ => Self::new(text),
             },
-            ErrorKind::Denied if text.contains("no AWS credentials") => Self::no_credentials(),
+            ErrorKind::Denied if text.contains("no AWS credentials") => {
+                Self::no_credentials().because(&causes(error))
+            }
+            ErrorKind::Denied if text.contains("KMSAccessDeniedException") => {
+                let (call, detail) = text.split_once(" failed: ").unwrap_or(("the call", &text));
+                Self::denied_key(call.rsplit(' ').next().unwrap_or(call), detail)
+            }
             // The text of the crate names the call: `GetRecords failed: access denied; …`.
             ErrorKind::Denied => match text.split_once(" failed: access denied") {
                 Some((before, after)) => {
@@ -145,7 +172,9 @@ impl Failure {
                 }
                 None => Self::new(text),
             },
-            ErrorKind::Configuration if text.contains("no AWS region") => Self::no_region(),
+            ErrorKind::Configuration if text.contains("no AWS region") => {
+                Self::no_region().because(&causes(error))
+            }
             _ => Self::new(text),
         }
     }
@@ -190,7 +219,11 @@ fn is_rejected_credential(code: &str) -> bool {
 
 impl From<kinestream::Error> for Failure {
     fn from(error: kinestream::Error) -> Self {
-        Self::of_consumer(&error)
+        let mut failure = Self::of_consumer(&error);
+        if error.is_temporary() {
+            failure.kind = FailureKind::Temporary;
+        }
+        failure
     }
 }
 
@@ -223,6 +256,16 @@ mod tests {
         assert!(
             shown(&failure).starts_with("error: no AWS credentials were found\n  Pass --profile")
         );
+    }
+
+    #[test]
+    fn denied_key_names_the_actions_of_kms() {
+        let text = "GetRecords failed: access denied; grant the IAM actions of the guide page \
+                    `permissions` (400 KMSAccessDeniedException: no)";
+        let failure = Failure::from(Error::new(ErrorKind::Denied, text));
+        let shown = shown(&failure);
+        assert!(shown.starts_with("error: access denied to the KMS key of the stream: GetRecords"));
+        assert!(shown.contains("kms:Decrypt"), "{shown}");
     }
 
     #[test]

@@ -35,6 +35,9 @@ use failure::{Failure, Outcome};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Err(message) = arguments.check() {
+        Arguments::command().error(clap::error::ErrorKind::ValueValidation, message).exit();
+    }
     if let Command::Completions { shell } = arguments.command {
         return completions(shell);
     }

@@ -59,6 +59,8 @@ pub(crate) struct Payload<'a> {
     bytes: Cow<'a, [u8]>,
     /// The bytes are valid JSON without white space between its parts.
     is_json: bool,
+    /// The formatted JSON would be larger than [`LARGEST`].
+    is_too_wide: bool,
 }
 
 impl<'a> Payload<'a> {
@@ -69,7 +71,9 @@ impl<'a> Payload<'a> {
         for step in steps {
             match step.apply(&payload.bytes) {
                 Ok(decoded) => {
-                    payload = Payload { bytes: decoded.into(), is_json: *step == Step::Json };
+                    payload = Payload::plain(&[]);
+                    payload.bytes = decoded.into();
+                    payload.is_json = *step == Step::Json;
                 }
                 Err(error) => {
                     let note = format!("cannot decode {}: {error}", step.name());
@@ -77,16 +81,24 @@ impl<'a> Payload<'a> {
                 }
             }
         }
-        (payload, None)
+        payload.is_too_wide = payload.is_json && payload.formatted().is_none();
+        let note = || format!("it has more than {} MiB with indentation", LARGEST >> 20);
+        let note = payload.is_too_wide.then(note);
+        (payload, note)
+    }
+
+    /// Returns the formatted JSON, unless it is larger than [`LARGEST`].
+    fn formatted(&self) -> Option<Vec<u8>> {
+        json::pretty(&self.bytes, usize::try_from(LARGEST).unwrap_or(usize::MAX))
     }
 
     pub(crate) fn plain(data: &'a [u8]) -> Self {
-        Self { bytes: data.into(), is_json: false }
+        Self { bytes: data.into(), is_json: false, is_too_wide: false }
     }
 
     #[cfg(test)]
     pub(crate) fn json(data: Vec<u8>) -> Self {
-        Self { bytes: data.into(), is_json: true }
+        Self { bytes: data.into(), is_json: true, is_too_wide: false }
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -99,7 +111,8 @@ impl<'a> Payload<'a> {
 
     /// Returns the data, JSON with line ends and indentation.
     pub(crate) fn pretty(&self) -> Cow<'_, [u8]> {
-        if self.is_json { json::pretty(&self.bytes).into() } else { (&*self.bytes).into() }
+        let formatted = if self.is_json && !self.is_too_wide { self.formatted() } else { None };
+        formatted.map_or_else(|| (&*self.bytes).into(), Cow::Owned)
     }
 }
 
@@ -142,6 +155,15 @@ mod tests {
     fn decompression_stops_at_the_limit() {
         let bomb = gzip(&vec![0; usize::try_from(LARGEST + 1).unwrap()]);
         assert_eq!(Step::Gzip.apply(&bomb), Err("more than 64 MiB".to_owned()));
+    }
+
+    #[test]
+    fn json_that_grows_beyond_the_limit_by_indentation_stays_compact() {
+        let list = "[".repeat(120) + &"0,".repeat(400_000) + "0" + &"]".repeat(120);
+        let zipped = gzip(list.as_bytes());
+        let (payload, note) = Payload::decode(&zipped, &[Step::Gzip, Step::Json]);
+        assert_eq!(&*payload.pretty(), list.as_bytes());
+        assert_eq!(note.unwrap(), "it has more than 64 MiB with indentation");
     }
 
     proptest! {

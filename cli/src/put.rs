@@ -8,7 +8,7 @@ mod sender;
 
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::arguments::{Aws, PutArguments};
 use crate::client::{self, suggest_names};
@@ -18,27 +18,35 @@ use crate::quantity::counted;
 use crate::signals::Stop;
 
 pub(crate) use key::KeyTemplate;
-use lines::{Line, LineReader};
+use lines::{Line, LineReader, Origin};
 use progress::Progress;
-use request::{Entry, Request};
-use sender::Sender;
+use request::{Entry, LARGEST_RECORD, Request};
+use sender::{Sender, Tally};
 
-/// A request is sent when no further line follows for this time, as from a program that writes
-/// slowly.
+/// A request is sent this time after its first line, also if it has room for more.
+const DELAY: Duration = Duration::from_millis(200);
+/// After a signal, the lines that are read arrive within this time.
 const LULL: Duration = Duration::from_millis(200);
 
 pub(crate) async fn run(arguments: &PutArguments, aws: &Aws) -> Outcome<()> {
-    let stop = Stop::listen()?;
-    let lines = LineReader::open(&arguments.files)?;
+    let mut stop = Stop::listen_for_two()?;
+    let mut lines = LineReader::open(&arguments.files)?;
     let progress = Progress::new(arguments.quiet);
     if arguments.dry_run {
         return dry_run(arguments, lines, progress, stop).await;
     }
     let client = client::connect(aws).await?;
     let sender = Sender::new(client.clone(), arguments);
-    let mut put = Put { arguments, request: Request::default(), sender, progress, stop };
-    let outcome = put.all(lines).await;
-    match put.finish(outcome) {
+    let mut put = Put::new(arguments, sender, progress);
+    let mut first = stop.clone();
+    let outcome = tokio::select! {
+        biased;
+        () = stop.requested_again() => {
+            Err(Failure::new("stopped at once by a second signal"))
+        }
+        outcome = put.all(&mut lines, first.requested()) => outcome,
+    };
+    match put.finish(outcome, &mut lines) {
         Err(failure) => Err(suggest_names(&client, &arguments.stream, failure).await),
         Ok(()) => Ok(()),
     }
@@ -47,54 +55,87 @@ pub(crate) async fn run(arguments: &PutArguments, aws: &Aws) -> Outcome<()> {
 struct Put<'a> {
     arguments: &'a PutArguments,
     request: Request,
+    /// The time at which the request is sent, unless it is full before.
+    due: Instant,
+    /// The last line that was taken.
+    last: Option<Origin>,
     sender: Sender,
     progress: Progress,
-    stop: Stop,
 }
 
-impl Put<'_> {
-    /// Puts lines until the input ends or the program is to stop.
-    async fn all(&mut self, mut lines: LineReader) -> Outcome<()> {
-        while !self.stop.is_requested() {
+impl<'a> Put<'a> {
+    fn new(arguments: &'a PutArguments, sender: Sender, progress: Progress) -> Self {
+        let (request, due) = (Request::default(), Instant::now());
+        Self { arguments, request, due, last: None, sender, progress }
+    }
+
+    /// Puts lines until the input ends. After `stop` it reads no further, and puts what it has read.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it leaves the records that are not put in the request, and may have stored them.
+    async fn all(&mut self, lines: &mut LineReader, stop: impl Future<Output = ()>) -> Outcome<()> {
+        let mut stop = std::pin::pin!(stop);
+        loop {
             let next = tokio::select! {
                 biased;
-                () = self.stop.requested() => break,
-                next = timeout(LULL, lines.next()) => next,
+                () = &mut stop => return self.rest(lines).await,
+                () = sleep_until(self.due), if !self.request.is_empty() => {
+                    self.send().await?;
+                    continue;
+                }
+                next = lines.next() => next,
             };
             match next {
-                Ok(Some(line)) => self.take(line?).await?,
-                Ok(None) => {
-                    self.send().await?;
-                    break;
-                }
-                Err(_lull) => self.send().await?,
+                Some(line) => self.take(line?).await?,
+                None => return self.send().await,
             }
+        }
+    }
+
+    /// Puts the lines that are read already.
+    async fn rest(&mut self, lines: &mut LineReader) -> Outcome<()> {
+        lines.stop();
+        self.progress.note("stopping: the lines that are read already are put");
+        // The thread that reads may wait for input without an end.
+        while let Ok(Some(line)) = timeout(LULL, lines.next()).await {
+            self.take(line?).await?;
+        }
+        self.send().await?;
+        if let Some(last) = &self.last {
+            self.progress.note(&format!("stopped after {last}", last = escape_origin(last)));
         }
         Ok(())
     }
 
     /// Adds a line to the request, and sends the request first if it has no room.
     async fn take(&mut self, line: Line) -> Outcome<()> {
-        match entry(self.arguments, line) {
+        let origin = line.origin.clone();
+        self.last = Some(origin.clone());
+        match entry(self.arguments, line, LARGEST_RECORD) {
             Ok((_, entry)) => {
+                let limit = self.sender.max_record(entry.size()).await;
+                if let Some(note) = entry.refusal(limit) {
+                    self.progress.refuse(&mut self.sender.tally, origin, &note);
+                    return Ok(());
+                }
                 if !self.request.has_room_for(&entry) {
                     self.send().await?;
                 }
+                if self.request.is_empty() {
+                    self.due = Instant::now() + DELAY;
+                }
                 self.request.push(entry);
             }
-            Err(note) => {
-                self.sender.tally.refused += 1;
-                self.progress.refuse(self.sender.tally.refused, &note);
-            }
+            Err(note) => self.progress.refuse(&mut self.sender.tally, origin, &note),
         }
         Ok(())
     }
 
-    /// Sends the request until all of its records are stored, or the program is to stop.
+    /// Sends the request until all of its records are stored.
     async fn send(&mut self) -> Outcome<()> {
         let mut is_noted = false;
-        while !self.request.is_empty() && !self.stop.is_requested() {
-            // A request in flight is finished, since its result belongs into the summary.
+        while !self.request.is_empty() {
             if let Some(reason) = self.sender.send(&mut self.request).await?
                 && !is_noted
             {
@@ -108,28 +149,33 @@ impl Put<'_> {
     }
 
     /// Prints the summary, and returns a failure if a line was not put.
-    fn finish(&mut self, outcome: Outcome<()>) -> Outcome<()> {
+    fn finish(&mut self, outcome: Outcome<()>, lines: &mut LineReader) -> Outcome<()> {
         self.progress.finish(&self.sender.tally, &self.arguments.stream);
         let refused = self.sender.tally.refused;
         let failure = match outcome {
             Err(failure) => failure,
-            Ok(()) if !self.request.is_empty() => {
-                Failure::new("stopped before all lines that were read were put")
-            }
             Ok(()) if refused > 0 => Failure::new(format!("{} not put", counted(refused, "line"))),
             Ok(()) => return Ok(()),
         };
-        Err(match self.request.first_origin() {
-            Some(origin) => failure.advise(format!("The first line that is not put is {origin}.")),
+        let unsent = self.request.first_origin().cloned();
+        let unsent = unsent.or_else(|| lines.next_read().map(|line| line.origin));
+        let first = unsent.into_iter().chain(self.sender.tally.first_refused.clone()).min();
+        Err(match first {
+            Some(origin) => failure
+                .advise(format!("The first line that is not put is {}.", escape_origin(&origin))),
             None => failure,
         })
     }
 }
 
+fn escape_origin(origin: &Origin) -> String {
+    escape(origin.to_string().as_bytes())
+}
+
 /// Returns the key and the record of a line, or a note that says why it has none.
-fn entry(arguments: &PutArguments, line: Line) -> Result<(String, Entry), String> {
+fn entry(arguments: &PutArguments, line: Line, limit: usize) -> Result<(String, Entry), String> {
     let key = arguments.key.key(&line).map_err(|error| format!("{}: {error}", line.origin))?;
-    Ok((key.clone(), Entry::new(key, line)?))
+    Ok((key.clone(), Entry::new(key, line, limit)?))
 }
 
 /// Prints the key and the size of each record.
@@ -139,7 +185,7 @@ async fn dry_run(
     mut progress: Progress,
     mut stop: Stop,
 ) -> Outcome<()> {
-    let mut refused = 0;
+    let mut tally = Tally::new();
     loop {
         let line = tokio::select! {
             biased;
@@ -149,21 +195,18 @@ async fn dry_run(
                 None => break,
             },
         };
-        let size = line.data.len();
-        match entry(arguments, line) {
+        let (size, origin) = (line.data.len(), line.origin.clone());
+        match entry(arguments, line, LARGEST_RECORD) {
             Ok((key, _)) => {
                 let shown = format!("{} {size} B\n", escape(key.as_bytes()));
                 if write_out(shown.as_bytes())? == crate::output::Written::ReaderGone {
                     return Ok(());
                 }
             }
-            Err(note) => {
-                refused += 1;
-                progress.refuse(refused, &note);
-            }
+            Err(note) => progress.refuse(&mut tally, origin, &note),
         }
     }
-    match refused {
+    match tally.refused {
         0 => Ok(()),
         refused => Err(Failure::new(format!("{} cannot be put", counted(refused, "line")))),
     }

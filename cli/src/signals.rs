@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM: the first one asks the program to close, a second one ends it at once.
+//! SIGINT, SIGTERM and SIGHUP: the first one asks the program to close, a second one ends it at once.
 
 use tokio::sync::watch;
 
@@ -6,22 +6,33 @@ use crate::failure::{Failure, Outcome};
 
 /// The request to close, which every clone sees.
 #[derive(Debug, Clone)]
-pub(crate) struct Stop(watch::Receiver<bool>);
+pub(crate) struct Stop(watch::Receiver<u32>);
 
 impl Stop {
     /// Listens for the signals from now on, until the program ends.
     pub(crate) fn listen() -> Outcome<Self> {
+        Self::exit_at(2)
+    }
+
+    /// Listens like [`listen`](Self::listen), for a command that handles the second signal itself. A
+    /// third one ends the program at once.
+    pub(crate) fn listen_for_two() -> Outcome<Self> {
+        Self::exit_at(3)
+    }
+
+    fn exit_at(last: u32) -> Outcome<Self> {
         let listened = Signals::listen();
         let mut signals = listened
             .map_err(|error| Failure::new(format!("cannot listen for signals: {error}")))?;
-        let (sender, receiver) = watch::channel(false);
+        let (sender, receiver) = watch::channel(0);
         tokio::spawn(async move {
-            loop {
+            for received in 1.. {
                 signals.received().await;
-                if sender.send_replace(true) {
+                if received == last {
                     // The exit code of a program that SIGINT has ended.
                     std::process::exit(130);
                 }
+                sender.send_replace(received);
             }
         });
         Ok(Self(receiver))
@@ -29,14 +40,19 @@ impl Stop {
 
     /// Waits for the first signal.
     pub(crate) async fn requested(&mut self) {
-        if self.0.wait_for(|is_requested| *is_requested).await.is_err() {
+        self.received(1).await;
+    }
+
+    /// Waits for the second signal.
+    pub(crate) async fn requested_again(&mut self) {
+        self.received(2).await;
+    }
+
+    async fn received(&mut self, count: u32) {
+        if self.0.wait_for(|received| *received >= count).await.is_err() {
             // The listener has ended with the runtime.
             std::future::pending::<()>().await;
         }
-    }
-
-    pub(crate) fn is_requested(&self) -> bool {
-        *self.0.borrow()
     }
 }
 
@@ -44,6 +60,7 @@ impl Stop {
 struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
+    hang_up: tokio::signal::unix::Signal,
 }
 
 #[cfg(unix)]
@@ -51,13 +68,15 @@ impl Signals {
     fn listen() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         let interrupt = signal(SignalKind::interrupt())?;
-        Ok(Self { interrupt, terminate: signal(SignalKind::terminate())? })
+        let terminate = signal(SignalKind::terminate())?;
+        Ok(Self { interrupt, terminate, hang_up: signal(SignalKind::hangup())? })
     }
 
     async fn received(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+            _ = self.hang_up.recv() => {}
         }
     }
 }

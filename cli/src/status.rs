@@ -39,7 +39,14 @@ pub(crate) async fn run(arguments: &StatusArguments, aws: &Aws) -> Outcome<()> {
         let text = tokio::select! {
             biased;
             () = stop.requested() => return Ok(()),
-            text = describe(&client, stream, &consumer, paint) => text?,
+            text = describe(&client, stream, &consumer, paint) => text,
+        };
+        let text = match text {
+            // The next turn may succeed.
+            Err(failure) if failure.is_temporary() && arguments.watch.is_some() => {
+                format!("{}\n", failure.shown(paint))
+            }
+            text => text?,
         };
         let Some(pause) = arguments.watch else {
             write_out(text.as_bytes())?;

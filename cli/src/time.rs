@@ -10,6 +10,10 @@ use kinestream::SequenceNumber;
 /// The forms of a time, for messages.
 const FORMS: &str = "a time such as 2026-11-01, 2026-11-01T12:00:00Z, or 10m for ten minutes ago";
 
+/// The fewest digits of a sequence number. Those of Kinesis have 56; shorter numbers are a time that
+/// is written in another way, such as seconds since 1970.
+const SEQUENCE_DIGITS: usize = 20;
+
 /// A position from which to read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Since {
@@ -30,12 +34,16 @@ fn since_at(text: &str, now: SystemTime) -> Result<Since, String> {
         "trim-horizon" | "beginning" => return Ok(Since::TrimHorizon),
         _ => {}
     }
-    // A time always has a letter or a dash.
-    if let Ok(number) = text.parse() {
+    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+    if is_number
+        && text.len() >= SEQUENCE_DIGITS
+        && let Ok(number) = text.parse()
+    {
         return Ok(Since::Sequence(number));
     }
-    let time = moment_at(text, now)
-        .map_err(|_| format!("expected latest, trim-horizon, {FORMS}, or a sequence number"))?;
+    refuse_zone(text)?;
+    let error = || format!("expected latest, trim-horizon, {FORMS}, or a sequence number");
+    let time = moment_at(text, now).map_err(|_| error())?;
     if time > now {
         return Err("this time is in the future; pass a time in the past".to_owned());
     }
@@ -49,6 +57,7 @@ pub(crate) fn moment(text: &str) -> Result<SystemTime, String> {
 
 fn moment_at(text: &str, now: SystemTime) -> Result<SystemTime, String> {
     let text = text.trim();
+    refuse_zone(text)?;
     let civil =
         |datetime: DateTime| datetime.to_zoned(TimeZone::UTC).map(|zoned| zoned.timestamp());
     let parsed: Option<Timestamp> = text
@@ -61,6 +70,18 @@ fn moment_at(text: &str, now: SystemTime) -> Result<SystemTime, String> {
     }
     let error = || format!("expected {FORMS}");
     now.checked_sub(duration(text).map_err(|_| error())?).ok_or_else(error)
+}
+
+/// Refuses a time zone in brackets, which would have no effect.
+fn refuse_zone(text: &str) -> Result<(), String> {
+    if text.contains('[') {
+        return Err(
+            "a time zone in brackets is not supported; write an offset such as -05:00, as \
+                    in 2026-11-01T12:00:00-05:00"
+                .to_owned(),
+        );
+    }
+    Ok(())
 }
 
 /// Parses a duration such as `10m`, `1h30m` or `2d`, of days of 24 hours.
@@ -127,6 +148,23 @@ mod tests {
         let error = since_at("yesterday", now()).unwrap_err();
         assert!(error.starts_with("expected latest, trim-horizon, a time such as"), "{error}");
         assert!(since_at("2999-01-01", now()).unwrap_err().contains("future"));
+    }
+
+    #[test]
+    fn short_number_is_no_sequence_number() {
+        for text in ["10", "1700000000", "1700000000000", "1700000000000000000"] {
+            let error = since_at(text, now()).unwrap_err();
+            assert!(error.starts_with("expected latest"), "{text}: {error}");
+        }
+        assert!(!matches!(since_at("20261130", now()), Ok(Since::Sequence(_))));
+    }
+
+    #[test]
+    fn time_zone_in_brackets_is_refused() {
+        for text in ["2026-11-30T09:35[America/New_York]", "2026-11-30T09:35-05:00[UTC]"] {
+            assert!(since_at(text, now()).unwrap_err().contains("offset such as -05:00"));
+            assert!(moment_at(text, now()).unwrap_err().contains("offset such as -05:00"));
+        }
     }
 
     #[test]

@@ -25,7 +25,7 @@ fn is_harmless(letter: char) -> bool {
     let hides_text = matches!(
         letter,
         // Marks and overrides of the direction, separators of lines, and the byte order mark.
-        '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}'
+        '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}'
     );
     letter == '\t' || !letter.is_control() && !hides_text
 }
@@ -45,6 +45,7 @@ mod tests {
     #[test]
     fn control_characters_are_escaped() {
         assert_eq!(escape(b"a\x1b[31m\r\n\tb"), "a\\u{1b}[31m\\r\\n\tb");
+        assert_eq!(escape("\u{061c}".as_bytes()), "\\u{61c}");
         assert_eq!(escape(b"\xff\xc3"), "\\xff\\xc3");
     }
 

@@ -1,27 +1,50 @@
 //! JSON formatted as text, so that numbers, the order of fields and escapes stay as they were
 //! written.
 
-/// Validates the JSON, and returns it without white space between its parts.
+use serde::de::IgnoredAny;
+
+/// The most lists and objects around a value.
+const MAX_DEPTH: usize = 128;
+
+/// Validates the JSON, and returns it without white space between its parts. Builds no value, which
+/// would take many times the space of the text.
 pub(super) fn compact(json: &[u8]) -> Result<Vec<u8>, String> {
-    let _valid: serde_json::Value =
-        serde_json::from_slice(json).map_err(|error| error.to_string())?;
+    let valid = std::str::from_utf8(json).map_err(|_| "not UTF-8".to_owned())?;
+    let _valid: IgnoredAny = serde_json::from_str(valid).map_err(|error| error.to_string())?;
     let mut text = Vec::with_capacity(json.len());
     let mut string = InString::default();
+    let mut depth = 0_usize;
     for byte in json {
-        if string.takes(*byte) || !byte.is_ascii_whitespace() {
+        if string.takes(*byte) {
+            text.push(*byte);
+            continue;
+        }
+        match byte {
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > MAX_DEPTH {
+            return Err(format!("nested deeper than {MAX_DEPTH}"));
+        }
+        if !byte.is_ascii_whitespace() {
             text.push(*byte);
         }
     }
     Ok(text)
 }
 
-/// Adds line ends and an indentation of two spaces to valid and compact JSON.
-pub(super) fn pretty(json: &[u8]) -> Vec<u8> {
-    let mut text = Vec::with_capacity(2 * json.len());
+/// Adds line ends and an indentation of two spaces to valid and compact JSON. Returns `None` if the
+/// text would have more than `limit` bytes: the indentation can be many times as long as the data.
+pub(super) fn pretty(json: &[u8], limit: usize) -> Option<Vec<u8>> {
+    let mut text = Vec::with_capacity(2 * json.len().min(limit));
     let mut string = InString::default();
     let mut depth = 0_usize;
     let mut before = b' ';
     for (index, byte) in json.iter().enumerate() {
+        if text.len() > limit {
+            return None;
+        }
         let (byte, next) = (*byte, json.get(index + 1));
         if string.takes(byte) {
             text.push(byte);
@@ -53,7 +76,7 @@ pub(super) fn pretty(json: &[u8]) -> Vec<u8> {
         }
         before = byte;
     }
-    text
+    (text.len() <= limit).then_some(text)
 }
 
 fn new_line(text: &mut Vec<u8>, depth: usize) {
@@ -101,7 +124,7 @@ mod tests {
             r#"{"z":1.10,"a":[],"n":123456789012345678901234567890,"s":"a \" , { b"}"#
         );
         assert_eq!(
-            String::from_utf8(pretty(&compact)).unwrap(),
+            String::from_utf8(pretty(&compact, 1000).unwrap()).unwrap(),
             "{\n  \"z\": 1.10,\n  \"a\": [],\n  \"n\": 123456789012345678901234567890,\n  \"s\": \"a \\\" , { b\"\n}"
         );
     }
@@ -110,7 +133,18 @@ mod tests {
     fn other_text_is_refused() {
         assert!(compact(b"{\"a\":1} x").is_err());
         assert!(compact(b"").is_err());
-        assert!(compact("[".repeat(100_000).as_bytes()).is_err(), "expected a limit of the depth");
+        assert!(compact("[".repeat(100_000).as_bytes()).is_err(), "expected an error");
+        assert!(compact(b"\"\xff\"").is_err());
+    }
+
+    #[test]
+    fn depth_is_limited() {
+        let nested = |depth| "[".repeat(depth) + &"]".repeat(depth);
+        assert!(compact(nested(MAX_DEPTH).as_bytes()).is_ok());
+        assert_eq!(
+            compact(nested(MAX_DEPTH + 1).as_bytes()),
+            Err("nested deeper than 128".to_owned())
+        );
     }
 
     fn any_json() -> impl Strategy<Value = Value> {
@@ -140,7 +174,8 @@ mod tests {
             let wide = serde_json::to_vec_pretty(&value).unwrap();
             let compact = compact(&wide).unwrap();
             prop_assert_eq!(&compact, &serde_json::to_vec(&value).unwrap());
-            prop_assert_eq!(pretty(&compact), wide);
+            prop_assert_eq!(pretty(&compact, wide.len()), Some(wide.clone()));
+            prop_assert_eq!(pretty(&compact, wide.len() - 1), None);
         }
     }
 }

@@ -63,7 +63,7 @@ impl KeyTemplate {
                 Part::Line => {
                     key += std::str::from_utf8(&line.data).map_err(|_| "the line is not UTF-8")?;
                 }
-                Part::Number => key += &line.number.to_string(),
+                Part::Number => key += &line.origin.overall.to_string(),
                 Part::Random => key += &format!("{:032x}", fastrand::u128(..)),
                 Part::Field(path) => {
                     if json.is_none() {

@@ -5,26 +5,29 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::mpsc;
 
 use crate::failure::{Failure, Outcome};
 
-/// The longest line that is read. Kinesis refuses shorter ones already.
-const LONGEST: u64 = 2 << 20;
+/// The longest line that is read, which is longer than any record.
+const LONGEST: u64 = (10 << 20) + 1;
+/// The lines that are read ahead. Each may be as long as [`LONGEST`].
+const AHEAD: usize = 32;
 
 /// One line, without its line end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Line {
     pub(super) data: Vec<u8>,
-    /// The number in all input, from 1.
-    pub(super) number: u64,
     pub(super) origin: Origin,
 }
 
-/// The place of a line in the input.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The place of a line in the input. Earlier lines come first.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Origin {
+    /// The number in all input, from 1.
+    pub(super) overall: u64,
     file: Arc<str>,
     /// The number in the file, from 1.
     number: u64,
@@ -39,14 +42,17 @@ impl fmt::Display for Origin {
 impl Line {
     #[cfg(test)]
     pub(super) fn of(number: u64, data: &str) -> Self {
-        let origin = Origin { file: "stdin".into(), number };
-        Self { data: data.as_bytes().to_vec(), number, origin }
+        let origin = Origin { overall: number, file: "stdin".into(), number };
+        Self { data: data.as_bytes().to_vec(), origin }
     }
 }
 
 /// Reads lines ahead, a limited number.
 #[derive(Debug)]
-pub(super) struct LineReader(mpsc::Receiver<Outcome<Line>>);
+pub(super) struct LineReader {
+    lines: mpsc::Receiver<Outcome<Line>>,
+    is_stopped: Arc<AtomicBool>,
+}
 
 impl LineReader {
     /// Opens all files before the first line is read, so that a wrong name puts nothing.
@@ -66,37 +72,54 @@ impl LineReader {
         if inputs.is_empty() {
             inputs.push(stdin());
         }
-        let (sender, receiver) = mpsc::channel(1000);
+        let (sender, receiver) = mpsc::channel(AHEAD);
+        let is_stopped = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&is_stopped);
         // Not a task: a read of a terminal would keep the runtime from shutting down.
         std::thread::spawn(move || {
             let mut number = 0;
             for (name, input) in inputs {
-                if !read_all(&name, BufReader::new(input), &mut number, &sender) {
+                if !read_all(&name, BufReader::new(input), &mut number, &sender, &flag) {
                     break;
                 }
             }
         });
-        Ok(Self(receiver))
+        Ok(Self { lines: receiver, is_stopped })
+    }
+
+    /// Reads no further input. The lines that are read already can still be received.
+    pub(super) fn stop(&self) {
+        self.is_stopped.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns a line that is read already.
+    pub(super) fn next_read(&mut self) -> Option<Line> {
+        self.lines.try_recv().ok()?.ok()
     }
 
     pub(super) async fn next(&mut self) -> Option<Outcome<Line>> {
-        self.0.recv().await
+        self.lines.recv().await
     }
 }
 
 /// Sends the lines of one input. Returns false if no further input is to be read.
 fn read_all(
     name: &Arc<str>,
-    mut input: impl BufRead,
+    mut input: BufReader<impl Read>,
     number: &mut u64,
     sender: &mpsc::Sender<Outcome<Line>>,
+    is_stopped: &AtomicBool,
 ) -> bool {
     for in_file in 1.. {
+        // The lines in the buffer are gone from the pipe.
+        if is_stopped.load(Ordering::Relaxed) && !input.buffer().contains(&b'\n') {
+            return false;
+        }
         let line = match read_line(&mut input) {
             Ok(Some(data)) => {
                 *number += 1;
-                let origin = Origin { file: Arc::clone(name), number: in_file };
-                Ok(Line { data, number: *number, origin })
+                let origin = Origin { overall: *number, file: Arc::clone(name), number: in_file };
+                Ok(Line { data, origin })
             }
             Ok(None) => return true,
             Err(error) => Err(Failure::new(format!("cannot read {name}: {error}"))),

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use console::truncate_str;
 
+use super::lines::Origin;
 use super::sender::Tally;
 use crate::live::LiveArea;
 use crate::output::{Paint, escape};
@@ -40,8 +41,11 @@ impl Progress {
         }
     }
 
-    /// Notes that a line is no record: the first few, and that there are more.
-    pub(super) fn refuse(&mut self, refused: u64, note: &str) {
+    /// Counts a line that is no record. Notes the first few, and that there are more.
+    pub(super) fn refuse(&mut self, tally: &mut Tally, origin: Origin, note: &str) {
+        tally.refused += 1;
+        tally.first_refused.get_or_insert(origin);
+        let refused = tally.refused;
         let more = if refused == MAX_NOTES { "; further notes are left out" } else { "" };
         if refused <= MAX_NOTES {
             self.note(&format!("{}{more}", escape(note.as_bytes())));

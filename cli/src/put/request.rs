@@ -7,12 +7,16 @@ use aws_sdk_kinesis::types::PutRecordsRequestEntry;
 
 use super::lines::{Line, Origin};
 use crate::failure::{Failure, Outcome};
+use crate::quantity::bytes;
 
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_PutRecords.html>.
 const MAX_RECORDS: usize = 500;
+/// A request with one record may be larger, up to [`LARGEST_RECORD`].
 const MAX_REQUEST: usize = 5 << 20;
-/// The data and the key of a record.
-const MAX_RECORD: usize = 1 << 20;
+/// The data and the key of a record, unless the stream allows more.
+pub(super) const MAX_RECORD: usize = 1 << 20;
+/// The most that a stream can allow.
+pub(super) const LARGEST_RECORD: usize = 10 << 20;
 
 /// A record to put.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,15 +28,19 @@ pub(super) struct Entry {
 
 impl Entry {
     /// Returns the record of a line, or says why Kinesis would refuse it.
-    pub(super) fn new(key: String, line: Line) -> Result<Self, String> {
+    pub(super) fn new(key: String, line: Line, max_record: usize) -> Result<Self, String> {
         let entry = Self { key, data: line.data, origin: line.origin };
-        if entry.size() > MAX_RECORD {
-            return Err(format!("{}: longer than a record of 1 MiB with its key", entry.origin));
-        }
-        Ok(entry)
+        entry.refusal(max_record).map_or(Ok(entry), Err)
     }
 
-    fn size(&self) -> usize {
+    /// Says why a stream with this limit would refuse the record.
+    pub(super) fn refusal(&self, max_record: usize) -> Option<String> {
+        let limit = bytes(max_record as u64);
+        let note = || format!("{}: longer than a record of {limit} with its key", self.origin);
+        (self.size() > max_record).then(note)
+    }
+
+    pub(super) fn size(&self) -> usize {
         self.key.len() + self.data.len()
     }
 }
@@ -46,7 +54,8 @@ pub(super) struct Request {
 
 impl Request {
     pub(super) fn has_room_for(&self, entry: &Entry) -> bool {
-        self.entries.len() < MAX_RECORDS && self.size + entry.size() <= MAX_REQUEST
+        self.entries.is_empty()
+            || self.entries.len() < MAX_RECORDS && self.size + entry.size() <= MAX_REQUEST
     }
 
     pub(super) fn push(&mut self, entry: Entry) {
@@ -102,7 +111,7 @@ mod tests {
     use super::*;
 
     fn entry(number: u64, length: usize) -> Entry {
-        Entry::new("key".to_owned(), Line::of(number, &"x".repeat(length))).unwrap()
+        Entry::new("key".to_owned(), Line::of(number, &"x".repeat(length)), MAX_RECORD).unwrap()
     }
 
     #[test]
@@ -122,10 +131,19 @@ mod tests {
     }
 
     #[test]
-    fn record_above_1_mib_with_its_key_is_refused() {
-        let error =
-            Entry::new("key".to_owned(), Line::of(3, &"x".repeat(MAX_RECORD - 2))).unwrap_err();
-        assert_eq!(error, "line 3 of stdin: longer than a record of 1 MiB with its key");
+    fn record_above_the_limit_with_its_key_is_refused() {
+        let of = |length: usize, limit| {
+            Entry::new("key".to_owned(), Line::of(3, &"x".repeat(length)), limit)
+        };
+        assert_eq!(
+            of(MAX_RECORD - 2, MAX_RECORD).unwrap_err(),
+            "line 3 of stdin: longer than a record of 1.0 MiB with its key"
+        );
+        let large = of(LARGEST_RECORD - 3, LARGEST_RECORD).unwrap();
+        assert!(Request::default().has_room_for(&large), "expected a request of one record");
+        let mut request = Request::default();
+        request.push(entry(1, 1));
+        assert!(!request.has_room_for(&large));
     }
 
     proptest! {

@@ -8,7 +8,8 @@ use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kinesis::operation::put_records::PutRecordsError;
 use tokio::time::{Instant as TokioInstant, sleep, sleep_until};
 
-use super::request::Request;
+use super::lines::Origin;
+use super::request::{LARGEST_RECORD, MAX_RECORD, Request};
 use crate::arguments::PutArguments;
 use crate::client::of_stream;
 use crate::failure::{Failure, Outcome};
@@ -25,13 +26,21 @@ pub(super) struct Tally {
     pub(super) bytes: u64,
     /// The records that were sent again, each time.
     pub(super) retried: u64,
-    /// The lines that are no record.
+    /// The lines that are no record, and the first of them.
     pub(super) refused: u64,
+    pub(super) first_refused: Option<Origin>,
 }
 
 impl Tally {
     pub(super) fn new() -> Self {
-        Self { began: Instant::now(), records: 0, bytes: 0, retried: 0, refused: 0 }
+        Self {
+            began: Instant::now(),
+            records: 0,
+            bytes: 0,
+            retried: 0,
+            refused: 0,
+            first_refused: None,
+        }
     }
 }
 
@@ -46,6 +55,8 @@ pub(super) struct Sender {
     rate: Option<u32>,
     /// The time from which the rate allows the next request.
     next: TokioInstant,
+    /// The largest record that the stream allows; `None` before it was needed.
+    max_record: Option<usize>,
     pub(super) tally: Tally,
 }
 
@@ -58,8 +69,27 @@ impl Sender {
             retries: arguments.retries,
             rate: arguments.rate,
             next: TokioInstant::now(),
+            max_record: None,
             tally: Tally::new(),
         }
+    }
+
+    /// Returns the limit for a record of this size. Only a record above the usual limit needs a call,
+    /// and if the call fails, as without its permission, the usual limit applies.
+    pub(super) async fn max_record(&mut self, size: usize) -> usize {
+        if size <= MAX_RECORD {
+            return MAX_RECORD;
+        }
+        if let Some(limit) = self.max_record {
+            return limit;
+        }
+        let call = of_stream!(self.client.describe_stream_summary(), &self.stream).send().await;
+        let summary = call.ok().and_then(|response| response.stream_description_summary);
+        let kib = summary.and_then(|summary| summary.max_record_size_in_kib);
+        let limit = kib
+            .and_then(|kib| usize::try_from(kib).ok())
+            .map_or(MAX_RECORD, |kib| kib.saturating_mul(1024).clamp(MAX_RECORD, LARGEST_RECORD));
+        *self.max_record.insert(limit)
     }
 
     /// Makes one call with the first records of the request, and removes those that Kinesis has
@@ -175,6 +205,7 @@ mod tests {
             retries: 3,
             rate,
             next: TokioInstant::now(),
+            max_record: None,
             tally: Tally::new(),
         }
     }
@@ -183,7 +214,7 @@ mod tests {
         let mut request = Request::default();
         for number in 0..records {
             let line = Line::of(number, &number.to_string());
-            request.push(Entry::new("key".to_owned(), line).unwrap());
+            request.push(Entry::new("key".to_owned(), line, MAX_RECORD).unwrap());
         }
         request
     }

@@ -126,7 +126,7 @@ impl Follower {
         while let Some(Some(Ok(record))) = next {
             self.footer.count(&record, now);
             let (is_printed, note) = self.printer.print(&record, &mut lines);
-            notes.extend(note);
+            notes.extend(note.and_then(|note| self.printer.limited(&note)));
             read.push(record);
             self.printed += u64::from(is_printed);
             self.left -= u64::from(is_printed);
@@ -214,7 +214,7 @@ impl Follower {
         let undecoded = self.printer.undecoded();
         if undecoded > 0 {
             let records = crate::quantity::counted(undecoded, "record");
-            self.note(&format!("{records} could not be decoded and shown as it was stored"));
+            self.note(&format!("{records} could not be decoded"));
         }
         if is_success && !self.is_quiet && !self.is_reader_gone {
             let summary = self.footer.summary(self.printed, self.left == 0, Instant::now());
@@ -225,7 +225,7 @@ impl Follower {
 
 /// Returns a note for an event that the user should know of: a call that has failed twice in a row,
 /// a loss, a change of leases.
-fn note(event: &Event) -> Option<String> {
+pub(super) fn note(event: &Event) -> Option<String> {
     let name = |shard: &kinestream::ShardId| short(shard.as_str()).to_owned();
     match event {
         Event::Retried { message, attempt: 2, .. } => Some(format!("retrying: {message}")),

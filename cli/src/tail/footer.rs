@@ -77,7 +77,12 @@ impl Footer {
                 shard.lag = Some(0);
             }
             Event::Throttled { shard_id: Some(shard_id), .. } => {
-                self.shard(shard_id).throttled = Some(now + THROTTLED);
+                let shard = self.shard(shard_id);
+                shard.throttled = Some(now + THROTTLED);
+                shard.has_caught_up = false;
+            }
+            Event::Retried { shard_id: Some(shard_id), .. } => {
+                self.shard(shard_id).has_caught_up = false;
             }
             Event::ShardEnded { shard_id, .. }
             | Event::EndingReached { shard_id, .. }

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use futures::StreamExt;
 use kinestream::{SequenceNumber, ShardId, StartingPosition};
 
+use super::follow;
 use super::printer::Printer;
 use super::reading::Reading;
 use crate::client::of_stream;
@@ -28,14 +29,20 @@ const LONGEST_RETENTION: Duration = Duration::from_secs(366 * 86_400);
 /// A record's place in the order of arrival, which also tells records apart.
 type Place = (Option<SystemTime>, ShardId, SequenceNumber, u64);
 
+/// A formatted record, and the note about it.
+struct Line {
+    text: Vec<u8>,
+    note: Option<String>,
+}
+
 /// The formatted records that arrived last.
 struct Newest {
-    lines: BTreeMap<Place, Vec<u8>>,
+    lines: BTreeMap<Place, Line>,
     limit: usize,
 }
 
 impl Newest {
-    fn push(&mut self, place: Place, line: Vec<u8>) {
+    fn push(&mut self, place: Place, line: Line) {
         self.lines.insert(place, line);
         if self.lines.len() > self.limit {
             self.lines.pop_first();
@@ -65,17 +72,29 @@ pub(super) async fn print(
         return Ok(());
     }
     let found = newest.lines.len();
-    let lines: Vec<u8> = newest.lines.into_values().flatten().collect();
+    let (mut lines, mut notes) = (Vec::new(), Vec::new());
+    for line in newest.lines.into_values() {
+        lines.extend(line.text);
+        notes.extend(line.note.and_then(|note| printer.limited(&note)));
+    }
     write_out(&lines)?;
-    if found < count && !reading.arguments.quiet {
-        let paint = Paint::stderr();
+    if found < count {
         let found = counted(found as u64, "record");
-        live.note(&format!(
-            "{} the stream holds only {found} of the selection",
-            paint.warn("note:")
-        ));
+        notes.push(format!("the stream holds only {found} of the selection"));
+        if printer.undecoded() > 0 && reading.arguments.grep.is_some() {
+            notes.push("records that could not be decoded may be left out by --grep".to_owned());
+        }
+    }
+    for text in notes {
+        note(reading, &mut live, &text);
     }
     Ok(())
+}
+
+fn note(reading: &Reading<'_>, live: &mut LiveArea, text: &str) {
+    if !reading.arguments.quiet {
+        live.note(&format!("{} {text}", Paint::stderr().warn("note:")));
+    }
 }
 
 async fn collect(
@@ -117,21 +136,33 @@ async fn read_window(
     // Records of an older window do not replace those of a newer one.
     let mut window = Newest { lines: BTreeMap::new(), limit: newest.limit - newest.lines.len() };
     let consumer = reading.window(from, end)?;
+    let mut events = consumer.events();
     let mut records = consumer.records();
     let mut read = 0_u64;
     let mut drawn = std::time::Instant::now();
-    while let Some(record) = records.next().await {
+    loop {
+        let record = tokio::select! {
+            biased;
+            Some(event) = events.next() => {
+                if let Some(text) = follow::note(&event) {
+                    note(reading, live, &text);
+                }
+                continue;
+            }
+            record = records.next() => record,
+        };
         let record = match record {
-            Ok(record) => record,
-            Err(error) if error.is_temporary() => continue,
-            Err(error) => return Err(error.into()),
+            Some(Ok(record)) => record,
+            Some(Err(error)) if error.is_temporary() => {
+                note(reading, live, &error.to_string());
+                continue;
+            }
+            Some(Err(error)) => return Err(error.into()),
+            None => break,
         };
         read += 1;
         let mut text = Vec::new();
         let (is_printed, note) = printer.print(&record, &mut text);
-        if let Some(note) = note {
-            live.note(&note);
-        }
         let place = (
             record.approximate_arrival(),
             record.shard_id().clone(),
@@ -139,7 +170,7 @@ async fn read_window(
             record.sub_sequence_number(),
         );
         if is_printed && !newest.lines.contains_key(&place) {
-            window.push(place, text);
+            window.push(place, Line { text, note });
         }
         record.ack();
         if drawn.elapsed() >= Duration::from_millis(200) {

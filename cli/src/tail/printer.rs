@@ -19,6 +19,8 @@ pub(super) struct Printer {
     decode: Vec<Step>,
     /// The records that a step could not decode.
     undecoded: u64,
+    /// The notes that were shown.
+    noted: u64,
 }
 
 impl Printer {
@@ -29,6 +31,7 @@ impl Printer {
             grep: arguments.grep.clone(),
             decode: arguments.decode.clone(),
             undecoded: 0,
+            noted: 0,
         }
     }
 
@@ -43,8 +46,20 @@ impl Printer {
             return (false, None);
         }
         let (payload, note) = Payload::decode(record.data(), &self.decode);
-        if self.grep.as_ref().is_some_and(|pattern| !pattern.is_match(payload.bytes())) {
-            return (false, None);
+        let is_left_out =
+            self.grep.as_ref().is_some_and(|pattern| !pattern.is_match(payload.bytes()));
+        let number = record.sequence_number();
+        let note = note.and_then(|note| {
+            if payload.is_json() {
+                return (!is_left_out).then(|| format!("record {number} is not indented: {note}"));
+            }
+            // Without this note, a wrong --decode would hide all records from --grep.
+            self.undecoded += 1;
+            let shown = if is_left_out { "is left out by --grep" } else { "is shown as it is" };
+            Some(format!("record {number} {shown}: {note}"))
+        });
+        if is_left_out {
+            return (false, note);
         }
         let row = Row {
             shard: record.shard_id().as_str(),
@@ -55,14 +70,14 @@ impl Printer {
             payload: &payload,
         };
         self.writer.write(&row, out);
-        (true, note.and_then(|note| self.note(record, &note)))
+        (true, note)
     }
 
-    fn note(&mut self, record: &Record, note: &str) -> Option<String> {
-        self.undecoded += 1;
-        let more = if self.undecoded == MAX_NOTES { "; further notes are left out" } else { "" };
-        let text = format!("record {} is shown as it is: {note}{more}", record.sequence_number());
-        (self.undecoded <= MAX_NOTES).then_some(text)
+    /// Returns the text of a note that is to be shown, unless enough notes were shown before.
+    pub(super) fn limited(&mut self, note: &str) -> Option<String> {
+        self.noted += 1;
+        let more = if self.noted == MAX_NOTES { "; further notes are left out" } else { "" };
+        (self.noted <= MAX_NOTES).then(|| format!("{note}{more}"))
     }
 
     /// Returns the number of records that could not be decoded.

@@ -74,9 +74,7 @@ impl Sorted {
             tokio::select! {
                 biased;
                 Some(event) = self.events.next() => {
-                    if let Event::CaughtUp { shard_id } = event {
-                        self.caught_up.insert(shard_id);
-                    }
+                    self.on_event(event);
                 }
                 shard = next_shard(shards) => match shard {
                     Some(Ok(shard)) => {
@@ -113,6 +111,20 @@ impl Sorted {
             }
         }
         None
+    }
+
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::CaughtUp { shard_id } => {
+                self.caught_up.insert(shard_id);
+            }
+            // Until its next fetch succeeds, the shard may have records that are not fetched.
+            Event::Throttled { shard_id: Some(shard_id), .. }
+            | Event::Retried { shard_id: Some(shard_id), .. } => {
+                self.caught_up.remove(&shard_id);
+            }
+            _ => {}
+        }
     }
 
     /// Holds the record of a shard. Returns an error of the shard.

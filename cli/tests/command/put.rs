@@ -1,6 +1,10 @@
 use std::collections::BTreeMap;
+use std::process::Stdio;
+use std::time::Duration;
 
 use serde_json::Value;
+use tokio::io::AsyncWriteExt;
+use tokio::process::{Child, ChildStdin};
 
 use crate::ferrokinesis_server::put_numbers;
 use crate::run::Server;
@@ -43,7 +47,12 @@ async fn lines_that_are_no_record_are_noted_and_fail_the_command() {
     let failure = put.failure();
     assert!(failure.contains("note: line 2 of stdin: the line is not JSON"), "{failure}");
     assert!(failure.contains("note: line 3 of stdin: the line has no field .id"), "{failure}");
-    assert!(failure.ends_with("error: 2 lines not put\n"), "{failure}");
+    assert!(
+        failure.ends_with(
+            "error: 2 lines not put\n  The first line that is not put is line 2 of stdin.\n"
+        ),
+        "{failure}"
+    );
     assert_eq!(contents(&server).await["a"], ["{\"id\":\"a\"}"]);
 }
 
@@ -80,4 +89,78 @@ async fn unknown_stream_fails_with_the_first_line_that_is_not_put() {
     assert!(failure.contains("error: stream order does not exist"), "{failure}");
     assert!(failure.contains("The first line that is not put is line 1 of stdin."), "{failure}");
     assert!(failure.contains("Did you mean orders?"), "{failure}");
+}
+
+/// Starts to put, and writes these lines. The input stays open.
+async fn start_put(server: &Server, lines: &str) -> (Child, ChildStdin) {
+    let mut command = server.command("put orders --key k");
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(lines.as_bytes()).await.unwrap();
+    (child, stdin)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_of_a_steady_source_are_put_before_it_ends() {
+    let server = Server::with_orders(1).await;
+    let (_child, mut stdin) = start_put(&server, "").await;
+    // Each line follows before the request is due, and too few follow to fill it.
+    let writing = tokio::spawn(async move {
+        while stdin.write_all(b"line\n").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    let put = async {
+        while !contents(&server).await.contains_key("k") {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let put = tokio::time::timeout(Duration::from_secs(30), put).await;
+    assert!(put.is_ok(), "expected records while the source writes");
+    writing.abort();
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn signal_puts_the_lines_that_were_read() {
+    let server = Server::with_orders(1).await;
+    let expected: Vec<String> = (0..700).map(|number: u32| number.to_string()).collect();
+    let lines = expected.join("\n") + "\n";
+    let (mut child, _stdin) = start_put(&server, &lines).await;
+    // The first request is stored, so the command listens for signals.
+    while contents(&server).await.is_empty() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let process = child.id().unwrap().to_string();
+    let killed = std::process::Command::new("kill").args(["-TERM", &process]).status().unwrap();
+    assert!(killed.success());
+    let ended = tokio::time::timeout(Duration::from_secs(30), child.wait()).await;
+    assert_eq!(ended.expect("expected an end within 30 s").unwrap().code(), Some(0));
+    assert_eq!(contents(&server).await["k"], expected);
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn second_signal_ends_with_the_first_line_that_is_not_put() {
+    let server = Server::with_orders(1).await;
+    let mut command = server.command("put orders --key k --rate 1");
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // At one record per second, the lines take much longer than the test.
+    stdin.write_all("line\n".repeat(400).as_bytes()).await.unwrap();
+    while contents(&server).await.is_empty() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let process = child.id().unwrap().to_string();
+    for _ in 0..2 {
+        // Signals that arrive together are one.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        std::process::Command::new("kill").args(["-INT", &process]).status().unwrap();
+    }
+    let ended = tokio::time::timeout(Duration::from_secs(30), child.wait_with_output()).await;
+    let ended = ended.expect("expected an end within 30 s").unwrap();
+    let stderr = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("error: stopped at once by a second signal\n"), "{stderr}");
+    assert!(stderr.contains("The first line that is not put is line "), "{stderr}");
 }

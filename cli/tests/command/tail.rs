@@ -54,6 +54,29 @@ async fn last_records_are_printed_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn last_records_of_a_server_that_does_not_answer_are_noted() {
+    // Nothing listens on the port once its listener is dropped.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let words = format!("tail orders --last 3 --endpoint-url http://127.0.0.1:{port}");
+    let mut child = command(&words).spawn().unwrap();
+    let mut notes = BufReader::new(child.stderr.take().unwrap()).lines();
+    let note = tokio::time::timeout(Duration::from_secs(60), notes.next_line()).await;
+    let note = note.expect("expected a note within a minute").unwrap().unwrap();
+    assert!(note.starts_with("note: retrying: stream orders: ListShards failed"), "{note}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn undecodable_data_that_grep_leaves_out_is_noted() {
+    let server = Server::with_orders(1).await;
+    put_numbers(&server.client, "orders", 0..3).await.unwrap();
+    let words = "tail orders --since trim-horizon --exit-at-end --decode gzip --grep price";
+    let read = server.run(words).await;
+    assert_eq!(read.lines(), [""; 0]);
+    assert!(read.stderr.contains(" is left out by --grep: cannot decode gzip"), "{}", read.stderr);
+    assert!(read.stderr.contains("3 records could not be decoded"), "{}", read.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn json_has_the_fields_of_a_record_in_order_of_arrival() {
     let server = Server::with_orders(3).await;
     for number in 0..30 {
@@ -167,6 +190,9 @@ async fn wrong_arguments_have_exit_code_2() {
     let read = run(&mut command("tail orders --until soon"), "").await;
     assert_eq!(read.code, Some(2));
     assert!(read.stderr.contains("expected a time such as 2026-11-01"), "{}", read.stderr);
+    let read = run(&mut command("tail orders --until 10m"), "").await;
+    assert_eq!(read.code, Some(2));
+    assert!(read.stderr.contains("--until is in the past"), "{}", read.stderr);
 }
 
 #[tokio::test(flavor = "multi_thread")]
