@@ -63,7 +63,8 @@ async fn with_pull_the_last_batch_of_a_select_loop_is_acknowledged() {
     let store = RecordingStore::default();
     let builder = consumer(&kinesis).store(store.clone());
     let job = builder.ending_position(EndingPosition::Latest).build().unwrap();
-    let mut batches = job.records().batches(2, SECOND);
+    // The last batch is yielded by the end of the stream.
+    let mut batches = job.records().batches(2, 60 * SECOND);
     let mut last = None;
     loop {
         futures::select! {
