@@ -43,16 +43,18 @@ const MAX_TAKEN_PER_POLL: usize = 256;
 /// stream then does not acknowledge the record.
 struct Unprocessed<'a>(&'a Record);
 
-impl Unprocessed<'_> {
-    fn forget(self) {
-        std::mem::forget(self);
-    }
-}
-
 impl Drop for Unprocessed<'_> {
     fn drop(&mut self) {
         self.0.defer_ack();
     }
+}
+
+/// Calls the closure of an adapter for a record.
+fn call_for<T>(record: &Record, closure: impl FnOnce() -> T) -> T {
+    let unprocessed = Unprocessed(record);
+    let result = closure();
+    std::mem::forget(unprocessed);
+    result
 }
 
 /// Combinators that keep acknowledgements correct, for every stream of

@@ -245,9 +245,8 @@ impl Consumer {
     }
 
     /// Moves all shards, or those of [`only_shards`](ConsumerBuilder::only_shards), to `to` while the
-    /// stream is read: back, to deliver records again, or
-    /// forward, to skip records. A finished shard is read again if `to` lies within it. Children
-    /// wait for their parents as usual.
+    /// stream is read: back, to deliver records again, or forward, to skip records. A finished shard
+    /// is read again if `to` lies within it. Children wait for their parents as usual.
     ///
     /// Every worker of the application starts again with each of its shards: the worker of this
     /// consumer before this call returns, other workers at their next renewal. An acknowledgement

@@ -166,8 +166,7 @@ trait ShardFetcher: Send + 'static {
 }
 
 /// Returns a stream that fetches until the shard ends, its ending position is reached or an error is
-/// final. Each item takes a
-/// permit. A fetch has taken the permit of its first item.
+/// final. Each item takes a permit. A fetch has taken the permit of its first item.
 fn batches(mut source: impl ShardFetcher) -> BoxStream<'static, Result<Fetched>> {
     let batches = stream! {
         source.fetch_state().emit_started();

@@ -6,7 +6,7 @@ use futures::stream::FusedStream;
 use futures::{Stream, TryStream};
 use pin_project_lite::pin_project;
 
-use super::{MAX_TAKEN_PER_POLL, Unprocessed};
+use super::{MAX_TAKEN_PER_POLL, call_for};
 use crate::record::Record;
 
 pin_project! {
@@ -41,10 +41,7 @@ where
         for _ in 0..MAX_TAKEN_PER_POLL {
             match ready!(this.stream.as_mut().try_poll_next(context)) {
                 Some(Ok(record)) => {
-                    let unprocessed = Unprocessed(record.as_ref());
-                    let is_wanted = (this.predicate)(&record);
-                    unprocessed.forget();
-                    if is_wanted {
+                    if call_for(record.as_ref(), || (this.predicate)(&record)) {
                         return Poll::Ready(Some(Ok(record)));
                     }
                     record.as_ref().ack();

@@ -8,7 +8,7 @@ use futures::stream::FusedStream;
 use futures::{Stream, TryStream};
 use pin_project_lite::pin_project;
 
-use super::Unprocessed;
+use super::call_for;
 use crate::record::{Acker, Record};
 
 pin_project! {
@@ -206,15 +206,10 @@ where
         };
         Poll::Ready(Some(match record {
             Err(error) => Err(DecodeError::Stream(error)),
-            Ok(record) => {
-                let unprocessed = Unprocessed(&record);
-                let decoded = (this.f)(&record);
-                unprocessed.forget();
-                match decoded {
-                    Ok(value) => Ok(Decoded { value, record }),
-                    Err(cause) => Err(DecodeError::Undecodable { record: Box::new(record), cause }),
-                }
-            }
+            Ok(record) => match call_for(&record, || (this.f)(&record)) {
+                Ok(value) => Ok(Decoded { value, record }),
+                Err(cause) => Err(DecodeError::Undecodable { record: Box::new(record), cause }),
+            },
         }))
     }
 

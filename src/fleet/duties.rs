@@ -54,11 +54,11 @@ impl Worker {
         let exclusions = self.exclusions.active(&self.table, now);
         let list = if !rules.is_partial() {
             balance(&self.table, &open, &exclusions)
-        } else if self.is_full() && !self.accepts_nothing() {
+        } else if self.accepts_nothing() {
+            Vec::new()
+        } else if self.is_full() {
             // Its share is not known until it accepts leases again, in the same table.
             return Changes::default();
-        } else if self.is_full() {
-            Vec::new()
         } else {
             let me = &self.deps.config.worker_id;
             pull(&self.table, &open, |shard| rules.selects(shard), &exclusions, me)
@@ -415,11 +415,11 @@ impl Worker {
 
     /// Hands off the shards whose callers have stopped polling.
     pub(super) fn check_callers(&mut self) {
+        let Some(limit) = self.deps.config.poll_timeout else { return };
         if self.exhaustion == Exhaustion::Ended {
             // Nothing polls a stream that has ended.
-            return self.release_reached();
+            return;
         }
-        let Some(limit) = self.deps.config.poll_timeout else { return };
         for (shard, epoch) in self.owned.neglected(limit) {
             self.deps.telemetry.emit(Event::ConsumerStalled { shard_id: shard.clone() });
             self.hand_off(&shard, epoch, Duration::ZERO);

@@ -110,8 +110,12 @@ impl Worker {
         }
     }
 
-    /// Releases the shards that are read to the ending position and have no record in flight.
+    /// Releases the shards that are read to the ending position and have no record in flight, once
+    /// the caller's stream has ended.
     pub(super) fn release_reached(&mut self) {
+        if self.exhaustion != Exhaustion::Ended {
+            return;
+        }
         for (shard, epoch) in self.owned.reached() {
             self.hand_off(&shard, epoch, self.deps.config.handoff_timeout);
         }

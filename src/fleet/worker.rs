@@ -183,6 +183,7 @@ impl Worker {
             let has_news = !self.pending.is_empty() || !self.added_children.is_empty();
             if self.renew_at <= Instant::now() || is_ready && has_news {
                 self.check_callers();
+                self.release_reached();
                 self.check_reachability();
                 self.exchange().await;
                 if self.joined && self.failing_since.is_none() {

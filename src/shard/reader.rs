@@ -9,7 +9,7 @@
 //! | `Done` because of | lease |
 //! |---|---|
 //! | its end | released when every record is acknowledged |
-//! | the ending position | kept until the worker leaves or hands it off |
+//! | the ending position | kept until the caller's stream has ended and every record is acknowledged |
 //! | a fatal error of its source or of a record | released; this worker pauses the shard with back-off |
 //! | a panic of the fetch task, a dropped stream | released; this worker pauses the shard for one renewal |
 //! | the close of the consumer | released when the worker leaves |

@@ -169,8 +169,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "the adapter that decodes acknowledges each record",
         file: "adapters/decode.rs",
-        right: "let decoded = (this.f)(&record);",
-        wrong: "let decoded = (record.ack(), (this.f)(&record)).1;",
+        right: "Ok(record) => match call_for(&record, || (this.f)(&record)) {",
+        wrong: "Ok(record) => match call_for(&record, || (record.ack(), (this.f)(&record)).1) {",
         breaks: &["adapters::guarantees::adapters_keep_the_guarantees_in_random_worlds"],
     },
     Mistake {
@@ -200,9 +200,9 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "a worker whose stream has ended keeps its shards",
-        file: "fleet/duties.rs",
-        right: "return self.release_reached();",
-        wrong: "return;",
+        file: "fleet/worker.rs",
+        right: "                self.release_reached();\n",
+        wrong: "",
         breaks: &[
             "bounds::jobs::shards_of_an_ended_stream_are_read_on_by_a_worker_without_an_ending",
         ],
