@@ -11,7 +11,7 @@ use super::balance::{balance, pull};
 use super::exchange::FINAL_SAVE_TIMEOUT;
 use super::exhaustion::Exhaustion;
 use super::owned_shards::{OwnedShard, Reconciliation};
-use super::worker::{BalancedTable, TaskOutcome, Worker};
+use super::worker::{AppliedListing, BalancedTable, TaskOutcome, Worker};
 use super::{AssignedShard, Assignment};
 use crate::backoff::{Backoff, SAVES};
 use crate::checkpoint::Checkpoint;
@@ -107,10 +107,11 @@ impl Worker {
 
     /// Drops the listing once its changes are made.
     pub(super) fn apply_listing(&mut self) {
-        if self.listing.listed.take().is_some() {
+        if let Some(listed) = self.listing.listed.take() {
             // A shard that was missing may be listed again while the table has not changed.
             self.balanced = None;
-            self.listing.applied = self.listing.last;
+            let began = self.listing.last.filter(|_began| self.has_bounds());
+            self.listing.applied = began.map(|began| AppliedListing { began, listed });
             self.report_losses(Loss::is_of_listing);
             self.has_listed = true;
         }

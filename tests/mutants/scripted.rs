@@ -265,9 +265,63 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "the stream ends without a listing",
         file: "fleet/exhaustion.rs",
-        right: "self.listing.applied.is_some_and(|began| began >= since)",
-        wrong: "self.listing.applied.is_some_and(|began| began <= since)",
+        right: "Some(AppliedListing { began, listed }) if *began >= since => {",
+        wrong: "Some(AppliedListing { began, listed }) if *began <= since => {",
         breaks: &["bounds::endings::stream_ends_only_after_a_listing_that_shows_nothing_else"],
+    },
+    Mistake {
+        what: "a listing from before a reshard confirms that nothing is left to read",
+        file: "fleet/exhaustion.rs",
+        right: "                    || age >= OUTDATED_FOR\n",
+        wrong: "                    || age < Duration::MAX\n",
+        breaks: &[
+            "bounds::outdated_listings::outdated_listing_does_not_end_a_job_before_the_children_of_a_closed_shard",
+            "bounds::outdated_listings::outdated_first_listings_do_not_end_a_job_whose_shard_is_set_to_its_end",
+        ],
+    },
+    Mistake {
+        what: "a server that hides the children of a shard keeps the stream open",
+        file: "fleet/exhaustion.rs",
+        right: "age >= OUTDATED_FOR",
+        wrong: "age >= OUTDATED_FOR * 1000",
+        breaks: &[
+            "bounds::outdated_listings::listings_that_never_show_the_children_are_believed_and_few",
+            "bounds::outdated_listings::open_shard_that_the_caller_has_set_to_its_end_does_not_keep_a_job_open",
+        ],
+    },
+    Mistake {
+        what: "outdated listings are repeated every second",
+        file: "fleet/exhaustion.rs",
+        right: "(!is_believed).then_some(*began + age)",
+        wrong: "(!is_believed).then_some(*began + age - age)",
+        breaks: &[
+            "bounds::outdated_listings::listings_that_never_show_the_children_are_believed_and_few",
+        ],
+    },
+    Mistake {
+        what: "a shard that is read to its end counts as open until it is acknowledged",
+        file: "fleet/exhaustion.rs",
+        right: "is_read || lease.is_finished()",
+        wrong: "is_read && lease.is_finished() || lease.is_finished()",
+        breaks: &[
+            "bounds::outdated_listings::outdated_listing_does_not_end_a_job_while_the_parent_is_unacknowledged",
+        ],
+    },
+    Mistake {
+        what: "the next response alone shows that a shard at its tip is open",
+        file: "source/ending.rs",
+        right: "self.responses >= OPEN_RESPONSES ||",
+        wrong: "self.responses >= OPEN_RESPONSES - 1 ||",
+        breaks: &[
+            "bounds::outdated_listings::outdated_listing_does_not_end_a_closed_shard_at_its_tip",
+        ],
+    },
+    Mistake {
+        what: "a reader that polls rarely waits for responses of one placement",
+        file: "source/ending.rs",
+        right: " || self.since.elapsed() >= LISTING_SETTLES",
+        wrong: " || self.since.elapsed() >= LISTING_SETTLES * 1000",
+        breaks: &["bounds::outdated_listings::reader_that_polls_rarely_ends_by_a_listing_alone"],
     },
     Mistake {
         what: "a worker takes shards that it does not name",

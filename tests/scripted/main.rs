@@ -24,6 +24,7 @@ mod bounds {
     mod endings;
     mod jobs;
     mod only_shards;
+    mod outdated_listings;
 }
 
 /// Delivery and acknowledgement.

@@ -36,6 +36,9 @@ impl Act {
         self.kinesis.set_cbor(without_altering(self.plan.cbor));
         self.plan.discovery_interval = pick(&mut self.rng, &[1, 5, 30]) * Duration::from_secs(1);
         let workers = pick(&mut self.rng, &[1, 1, 2, 3]);
+        let responses = self.later_rng.usize(0..3);
+        self.kinesis.set_responses_before_end(responses);
+        self.truth.log(format_args!("{responses} responses before the end of a closed shard"));
         self.change_stream(0..4).await;
         let offset = self.time(0..60_000);
         let ending = match self.rng.u8(..3) {
@@ -47,13 +50,19 @@ impl Act {
         self.change_stream(0..2).await;
         let mut delivered = Delivered::new();
         for _ in 0..self.rng.usize(0..3) {
+            let existing = self.puts.len();
             let mut job = self.begin_job(workers, ending);
             let time = self.time(0..20_000);
             self.fail_calls();
+            self.outdate_listings();
             self.drive(&mut job, time, &mut delivered).await;
             self.change_stream(0..2).await;
+            self.outdate_listings();
             let time = self.time(0..20_000);
             self.drive(&mut job, time, &mut delivered).await;
+            if job.iter().all(|worker| worker.has_ended) {
+                self.check_complete(ending, existing, &delivered);
+            }
             self.stop_job(job).await;
         }
         self.end_job(workers, ending, &mut delivered).await;
@@ -65,25 +74,15 @@ impl Act {
         self.kinesis.on_call(|_| Outcome::Served);
         let mut job = self.begin_job(workers, ending);
         let time = self.time(0..5000);
+        self.outdate_listings();
         self.drive(&mut job, time, delivered).await;
         self.change_stream(0..2).await;
+        self.outdate_listings();
         self.drive(&mut job, PATIENCE, delivered).await;
         if job.iter().any(|worker| !worker.has_ended) {
             self.breaks(Promise::Progress, format_args!("a job up to {ending:?} does not end"));
         }
-        let due = |number: &usize| match ending {
-            EndingPosition::AtTimestamp(end) => self.arrival(*number) <= end,
-            // Each worker has its own first poll, after these records.
-            _ => *number < existing,
-        };
-        let missing: Vec<usize> =
-            (0..self.puts.len()).filter(due).filter(|it| !delivered.contains(it)).collect();
-        if !missing.is_empty() {
-            self.breaks(
-                Promise::NothingIsLost,
-                format_args!("records {missing:?} up to {ending:?} are not delivered"),
-            );
-        }
+        self.check_complete(ending, existing, delivered);
         let is_late = |number: &&usize| match ending {
             EndingPosition::AtTimestamp(end) => self.arrival(**number) > end,
             _ => false,
@@ -111,6 +110,24 @@ impl Act {
             self.stop_job(again).await;
         }
         self.read_rest_of_stream(delivered).await;
+    }
+
+    /// Checks that a job whose streams have all ended has delivered every record up to the ending.
+    /// The first `existing` records were put before its first poll.
+    fn check_complete(&self, ending: EndingPosition, existing: usize, delivered: &Delivered) {
+        let due = |number: &usize| match ending {
+            EndingPosition::AtTimestamp(end) => self.arrival(*number) <= end,
+            // Each worker has its own first poll, after these records.
+            _ => *number < existing,
+        };
+        let missing: Vec<usize> =
+            (0..self.puts.len()).filter(due).filter(|it| !delivered.contains(it)).collect();
+        if !missing.is_empty() {
+            self.breaks(
+                Promise::NothingIsLost,
+                format_args!("records {missing:?} up to {ending:?} are not delivered"),
+            );
+        }
     }
 
     /// Reads everything after the ending position.
@@ -218,6 +235,18 @@ impl Act {
             self.truth.log(format_args!("next {times} calls of {operation}: {outcome:?}"));
             self.kinesis.next_calls(operation, times, outcome);
         }
+    }
+
+    /// Makes the next listings show the stream as it was when it had fewer shards.
+    fn outdate_listings(&mut self) {
+        if self.later_rng.u8(..3) > 0 {
+            return;
+        }
+        let count = self.later_rng.usize(1..=self.orders.shards().len());
+        let times = self.later_rng.usize(1..4);
+        self.truth.log(format_args!("the next {times} listings show {count} shards"));
+        let outcome = Outcome::Mislisted(WrongListing::Stale(count));
+        self.kinesis.next_calls("ListShards", times, outcome);
     }
 
     /// Returns the arrival time of a record.
