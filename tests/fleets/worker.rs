@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::delivery_checks::{CheckedStream, SharedEventChecker};
 use crate::events::EventChecker;
 use crate::inline::Inline;
+use crate::jobs::is_late;
 use crate::link::{Condition, Wall, WorkerState};
 use crate::merged::Merged;
 use crate::panics::{Panics, Part};
@@ -150,6 +151,12 @@ impl Worker {
             }
             Some(Err(error)) => self.check_error(&error),
             Some(Ok((record, place))) => {
+                if is_late(self.plan.ending, record.approximate_arrival()) {
+                    self.truth.breaks(
+                        Promise::NotAfterTheEnding,
+                        format_args!("{} delivers {place:?}", self.name),
+                    );
+                }
                 let work = if self.is_quick { 0 } else { rng.u64(0..self.plan.work) };
                 let work = Duration::from_millis(work);
                 if self.plan.mode == CheckpointOn::Pull {

@@ -136,10 +136,15 @@ impl Panics {
         let left = &self.armed.left[part as usize];
         let less = |left: usize| left.checked_sub(1);
         if left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok() {
-            self.fired[part as usize].fetch_add(1, Ordering::Relaxed);
-            self.armed.fired.fetch_add(1, Ordering::Relaxed);
-            panic!("{DELIBERATE}{part:?}");
+            self.fire(part);
         }
+    }
+
+    /// Panics now, although no panic of this part may be due.
+    pub(crate) fn fire(&self, part: Part) {
+        self.fired[part as usize].fetch_add(1, Ordering::Relaxed);
+        self.armed.fired.fetch_add(1, Ordering::Relaxed);
+        panic!("{DELIBERATE}{part:?}");
     }
 
     /// Returns the client with an interceptor that may panic.
