@@ -91,7 +91,7 @@ async fn quiet_shard_ends_when_it_has_caught_up_after_the_ending_and_makes_no_fu
         assert_eq!(number(&next(&mut records).await), 1);
         assert_eq!(rest(&mut records).await, NOTHING);
         let ended = kinesis.now().duration_since(end).unwrap();
-        assert!(ended > 300 * SECOND && ended < 320 * SECOND, "{ended:?}");
+        assert!(ended > 300 * SECOND && ended < 330 * SECOND, "{ended:?}");
         let mut reached = 0;
         while let Ok(Some(event)) = timeout(SECOND, events.next()).await {
             reached += usize::from(event == Event::EndingReached { shard_id: shard.id() });
@@ -324,6 +324,19 @@ async fn shard_that_is_closed_at_its_tip_is_read_to_its_end() {
     job.close().await.unwrap();
     let stored = position(&store, &orders.shard(0).id()).await;
     assert_eq!(stored, Some(Checkpoint::ShardEnd));
+}
+
+/// A server that names a next position in many responses of a closed shard.
+#[tokio::test(start_paused = true)]
+async fn closed_shard_whose_end_comes_late_is_read_to_its_end() {
+    let (kinesis, orders) = orders(1);
+    kinesis.set_responses_before_end(20);
+    orders.shard(0).put("0");
+    let [left, right] = orders.shard(0).split();
+    left.put("1");
+    right.put("2");
+    let mut records = to_the_tip(&kinesis).build().unwrap().records();
+    assert_eq!(rest(&mut records).await, [0, 1, 2]);
 }
 
 #[tokio::test(start_paused = true)]
