@@ -1,5 +1,5 @@
-//! Ends of shards that the store has and whose worker learns of them late: the response to the save
-//! is delayed, and meanwhile the worker's own task panics in an exchange and restarts.
+//! Ends of shards that the store has and of which the worker learns late: the response to the save
+//! is delayed, and meanwhile the worker's own task panics and restarts.
 //!
 //! A separate generator chooses them, for some seeds only, so that the other scenarios stay the
 //! same.
@@ -13,7 +13,6 @@ use kinestream::store::lease::{FencedCheckpoint, SaveOutcome};
 use tokio::time::sleep;
 
 use crate::link::Condition;
-use crate::panics::Part;
 use crate::seeds::pick;
 use crate::store::SimulatedStore;
 use crate::world::World;
@@ -41,14 +40,8 @@ impl LateEnds {
 pub(crate) struct LateEnd {
     /// The delay of the response. It is shorter than the time limit of a call.
     delay: Duration,
-    panics: ExchangePanics,
-}
-
-/// Panics of the next exchanges of a worker.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct ExchangePanics {
-    part: Part,
-    left: u32,
+    /// The number of times that the worker's task panics, from the save on.
+    panics: u32,
 }
 
 impl World {
@@ -58,9 +51,10 @@ impl World {
         if !*is_on || rng.u8(..3) > 0 {
             return;
         }
-        let part = pick(rng, &[Part::Store, Part::StoreAfter]);
-        let panics = ExchangePanics { part, left: rng.u32(1..4) };
-        let end = LateEnd { delay: Duration::from_millis(rng.u64(1..9000)), panics };
+        let end = LateEnd {
+            delay: Duration::from_millis(rng.u64(1..9000)),
+            panics: pick(rng, &[1, 1, 2, 5]),
+        };
         self.truth.log(format_args!("the next end of a shard is late: {end:?}"));
         self.truth.lock().late_end = Some(end);
     }
@@ -80,7 +74,11 @@ impl SimulatedStore {
             let Some(late) = facts.late_end.take() else { return };
             // The worker saves nothing else in the meantime.
             facts.note_failure(self.worker);
-            facts.workers[self.worker].exchange_panics = Some(late.panics);
+            let state = &facts.workers[self.worker];
+            if let (Some(task), Some(clock)) = (state.task, &state.clock) {
+                clock.panic_in(task, late.panics);
+                self.panics.note_other();
+            }
             late
         };
         sleep(late.delay).await;
@@ -89,20 +87,8 @@ impl SimulatedStore {
         }
     }
 
-    /// Panics in an exchange if a late end is under way.
-    pub(crate) fn maybe_panic_in_exchange(&self, at: Part) {
-        if self.condition() == Condition::Hangs {
-            return;
-        }
-        let mut facts = self.truth.lock();
-        let panics = &mut facts.workers[self.worker].exchange_panics;
-        match panics {
-            Some(ExchangePanics { part, left }) if *part == at && *left > 0 => *left -= 1,
-            _ => return,
-        }
-        facts.note_failure(self.worker);
-        facts.log(format_args!("an exchange panics during a late end: {at:?}"));
-        drop(facts);
-        self.panics.fire(at);
+    /// Notes the task of the worker, which makes its exchanges.
+    pub(crate) fn note_task(&self) {
+        self.truth.lock().workers[self.worker].task = tokio::task::try_id();
     }
 }

@@ -216,7 +216,6 @@ impl World {
         self.faults_are_over = true;
         let mut facts = self.truth.lock();
         facts.late_end = None;
-        facts.workers.iter_mut().for_each(|state| state.exchange_panics = None);
         facts.set_store(Condition::Healthy);
         for worker in &self.workers {
             facts.set_link(worker.ordinal, Condition::Healthy);

@@ -162,12 +162,11 @@ impl LeaseStore for SimulatedStore {
         request: &'a HeartbeatRequest,
     ) -> BoxFuture<'a, Result<HeartbeatResponse>> {
         async move {
-            self.maybe_panic_in_exchange(Part::Store);
+            self.note_task();
             let sent = (Instant::now(), self.truth.lock().workers[self.worker].wall.now());
             let (store, scope, request) = (self.clone(), scope.clone(), request.clone());
             let response =
                 self.reach(async move { store.carry_out(&scope, &request).await }).await?;
-            self.maybe_panic_in_exchange(Part::StoreAfter);
             self.truth.lock().note_heartbeat(self.worker, sent, &response);
             Ok(response)
         }

@@ -75,6 +75,7 @@ impl Worker {
         let client = panics.client(kinesis.client_with_key(&name));
         let builder = Consumer::builder(client, "orders").store(store);
         let wall = WallClock::at(kinesis.now());
+        truth.lock().workers[ordinal].clock = Some(wall.clone());
         let builder = plan.apply(builder).worker_id(name.clone()).wall_clock(&wall);
         let consumer = builder.build().expect("the plan's options are valid");
         let events = EventChecker::new(consumer.events(), name.clone(), ordinal, truth.clone());

@@ -307,25 +307,11 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["NotAfterTheEnding"],
     },
     Mistake {
-        what: "the stream of a worker ends while a shard is left",
-        file: "fleet/exhaustion.rs",
-        right: "_ => lease.owner.is_some() || rules.may_begin(table, lease),",
-        wrong: "_ => lease.owner.is_some() && rules.may_begin(table, lease),",
-        breaks: &["NothingIsLost"],
-    },
-    Mistake {
         what: "a shard that has reached the ending position keeps the stream open",
         file: "fleet/exhaustion.rs",
         right: "Some(StreamEnd::EndingPosition) => false,",
         wrong: "Some(StreamEnd::EndingPosition) => is_bounded,",
         breaks: &["Progress"],
-    },
-    Mistake {
-        what: "a job ends by a listing from before a reshard",
-        file: "fleet/exhaustion.rs",
-        right: "                    || age >= OUTDATED_FOR\n",
-        wrong: "                    || age < Duration::MAX\n",
-        breaks: &["NothingIsLost"],
     },
     Mistake {
         what: "a shard that another worker has finished is dropped without an event",

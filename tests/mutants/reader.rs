@@ -559,6 +559,20 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["NothingIsLost", "Progress"],
     },
     Mistake {
+        what: "a job ends by a listing from before a reshard",
+        file: "fleet/exhaustion.rs",
+        right: "                    || age >= OUTDATED_FOR\n",
+        wrong: "                    || age < Duration::MAX\n",
+        breaks: &["NothingIsLost"],
+    },
+    Mistake {
+        what: "a listing from before a reshard ends a closed shard at its tip",
+        file: "source/ending.rs",
+        right: "self.responses >= OPEN_RESPONSES ||",
+        wrong: "self.responses >= OPEN_RESPONSES - 1 ||",
+        breaks: &["NothingIsLost"],
+    },
+    Mistake {
         what: "a pushed shard end is not checked for losses",
         file: "source/fan_out.rs",
         right: "None if children.is_some() || moves() => {",

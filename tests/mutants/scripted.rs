@@ -228,7 +228,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         file: "source/ending.rs",
         right: "if presence.is_listed && !presence.has_ended {",
         wrong: "if presence.is_listed {",
-        breaks: &["bounds::endings::shard_that_is_closed_at_its_tip_is_read_to_its_end"],
+        breaks: &["bounds::endings::closed_shard_whose_end_comes_late_is_read_to_its_end"],
     },
     Mistake {
         what: "the stream ends although a child waits for its parent's acknowledgements",

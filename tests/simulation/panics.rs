@@ -136,15 +136,16 @@ impl Panics {
         let left = &self.armed.left[part as usize];
         let less = |left: usize| left.checked_sub(1);
         if left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok() {
-            self.fire(part);
+            self.fired[part as usize].fetch_add(1, Ordering::Relaxed);
+            self.armed.fired.fetch_add(1, Ordering::Relaxed);
+            panic!("{DELIBERATE}{part:?}");
         }
     }
 
-    /// Panics now, although no panic of this part may be due.
-    pub(crate) fn fire(&self, part: Part) {
-        self.fired[part as usize].fetch_add(1, Ordering::Relaxed);
+    /// Notes a panic of another part.
+    #[allow(dead_code, reason = "only fleets have panics of other parts")]
+    pub(crate) fn note_other(&self) {
         self.armed.fired.fetch_add(1, Ordering::Relaxed);
-        panic!("{DELIBERATE}{part:?}");
     }
 
     /// Returns the client with an interceptor that may panic.
