@@ -12,7 +12,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "a child is read before its start is stored",
-        file: "fleet/duties.rs",
+        file: "fleet/opening.rs",
         right: "Some(checkpoint) => self.store_start(opening, checkpoint),",
         wrong: "Some(checkpoint) => {\n opening.watermark.start_at(checkpoint);\n self.send(opening);\n }",
         breaks: &["NothingIsLost"],
@@ -96,21 +96,21 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "a handoff does not wait for unacknowledged records",
-        file: "fleet/duties.rs",
+        file: "fleet/opening.rs",
         right: "timeout(patience, settled)",
         wrong: "timeout(patience / 1000, settled)",
         breaks: &["OrderlyHandoff"],
     },
     Mistake {
         what: "a handoff always waits for the whole timeout",
-        file: "fleet/duties.rs",
+        file: "fleet/opening.rs",
         right: "let settled = poll_fn(|context| watermark.poll_settled(context));",
         wrong: "let settled = poll_fn(|context| watermark.poll_settled(context).map(|()| ()));\n tokio::time::sleep(patience).await;",
         breaks: &["Evenness", "Progress"],
     },
     Mistake {
         what: "a handoff does not flush",
-        file: "fleet/duties.rs",
+        file: "fleet/opening.rs",
         right: "let _reported_elsewhere = timeout(FINAL_SAVE_TIMEOUT, writer.flush()).await;",
         wrong: "let _reported_elsewhere = &writer;",
         breaks: &["FewRepeats"],
@@ -245,7 +245,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "the release of a shard is not reported",
-        file: "fleet/duties.rs",
+        file: "fleet/opening.rs",
         right: "telemetry.emit(Event::LeaseReleased { shard_id: shard.clone(), epoch });",
         wrong: "let _ = &telemetry;",
         breaks: &["EventsAreTrue"],
@@ -291,13 +291,6 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         right: "            sleep(backoff.failed()).await;\n",
         wrong: "            sleep(backoff.failed()).await;\n let mut kept = Vec::new();\n while let Ok(message) = messages.try_recv() {\n if !matches!(message, WorkerMessage::Finished(..)) {\n kept.push(message);\n }\n }\n for message in kept {\n let _ = self.deps.messages.send(message);\n }\n",
         breaks: &["EventsAreTrue"],
-    },
-    Mistake {
-        what: "a worker that restarts forgets which shards have reached the ending position",
-        file: "fleet/supervision.rs",
-        right: "            sleep(backoff.failed()).await;\n",
-        wrong: "            sleep(backoff.failed()).await;\n let mut kept = Vec::new();\n while let Ok(message) = messages.try_recv() {\n if !matches!(message, WorkerMessage::Reached { .. }) {\n kept.push(message);\n }\n }\n for message in kept {\n let _ = self.deps.messages.send(message);\n }\n",
-        breaks: &["Progress"],
     },
     Mistake {
         what: "a job ends at records behind the ending position",

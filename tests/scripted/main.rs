@@ -21,6 +21,7 @@ mod adapters {
 
 /// Reads that end, and reads of some shards.
 mod bounds {
+    mod closed_shards;
     mod endings;
     mod jobs;
     mod only_shards;

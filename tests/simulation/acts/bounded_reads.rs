@@ -46,7 +46,7 @@ impl Act {
         self.kinesis.set_cbor(without_altering(self.plan.cbor));
         self.plan.discovery_interval = pick(&mut self.rng, &[1, 5, 30]) * Duration::from_secs(1);
         let workers = pick(&mut self.rng, &[1, 1, 2, 3]);
-        let responses = self.later_rng.usize(0..3);
+        let responses = pick(&mut self.later_rng, &[0, 1, 2, 2]);
         self.kinesis.set_responses_before_end(responses);
         self.truth.log(format_args!("{responses} responses before the end of a closed shard"));
         self.change_stream(0..4).await;
@@ -56,7 +56,7 @@ impl Act {
             1 => EndingPosition::AtTimestamp(self.kinesis.now() + offset),
             _ => EndingPosition::AtTimestamp(self.kinesis.now()),
         };
-        let options = Job { workers, ending, skips_first: self.later_rng.u8(..3) == 0 };
+        let options = Job { workers, ending, skips_first: self.later_rng.bool() };
         self.truth.log(format_args!("{options:?}"));
         self.change_stream(0..2).await;
         let mut delivered = Delivered::new();
@@ -64,8 +64,8 @@ impl Act {
             let existing = self.puts.len();
             let mut job = self.begin_job(options);
             let time = self.time(0..20_000);
-            self.fail_calls();
             self.outdate_listings();
+            self.fail_calls();
             self.drive(&mut job, time, &mut delivered).await;
             self.change_stream(0..2).await;
             self.outdate_listings();
@@ -260,16 +260,27 @@ impl Act {
         }
     }
 
-    /// Makes the next listings show the stream as it was when it had fewer shards.
+    /// Makes the listings of some seconds show the stream as it was when it had fewer shards.
+    ///
+    /// A worker believes an outdated listing after 30 s. Two such times of a job do not cover all of
+    /// its listings until then, since their distance doubles.
     fn outdate_listings(&mut self) {
-        if self.later_rng.u8(..3) > 0 {
+        if self.later_rng.u8(..3) == 0 {
             return;
         }
-        let count = self.later_rng.usize(1..=self.orders.shards().len());
-        let times = self.later_rng.usize(1..4);
-        self.truth.log(format_args!("the next {times} listings show {count} shards"));
-        let outcome = Outcome::Mislisted(WrongListing::Stale(count));
-        self.kinesis.next_calls("ListShards", times, outcome);
+        let all = self.orders.shards();
+        let first = all.iter().filter(|shard| shard.parents().is_empty()).count();
+        let is_first = self.later_rng.bool();
+        let count = if is_first { first } else { self.later_rng.usize(first..=all.len()) };
+        let time = Duration::from_millis(self.later_rng.u64(..10_000));
+        let until = Instant::now() + time;
+        self.truth.log(format_args!("listings show {count} shards for {time:?}"));
+        self.kinesis.on_call(move |call| match call.operation.as_str() {
+            "ListShards" if Instant::now() < until => {
+                Outcome::Mislisted(WrongListing::Stale(count))
+            }
+            _ => Outcome::Served,
+        });
     }
 
     /// Returns true if the record is in a shard that the caller has set to its end.
