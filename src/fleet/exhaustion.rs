@@ -26,7 +26,7 @@
 //! the children of a closed shard. A server that lists only the children needs no repeat.
 //!
 //! A worker that reads named shards needs no such proof. Its table lacks no name that exists: if a
-//! listing lacks a name, Kinesis is asked for an iterator of that shard.
+//! listing lacks a name, discovery requests an iterator of that shard.
 //!
 //! # The declaration
 //!

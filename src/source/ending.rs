@@ -20,12 +20,12 @@
 //!
 //! - The responses. A closed shard names no next position at its end. Some servers do so later:
 //!   ferrokinesis names one in the first response after a placement. So [`OPEN_RESPONSES`]
-//!   consecutive ones must name a next position, counted anew after each placement.
+//!   consecutive ones must name a next position. Each placement restarts the count.
 //! - A listing that began after the tip was seen. Listings are eventually consistent: one may show
 //!   the stream as it was before a reshard.
 //!
-//! A reader that polls so rarely that each response needs a new iterator never sees so many. A
-//! listing is current by then, and decides alone once the tip is [`LISTING_SETTLES`] old.
+//! A reader that polls so rarely that each response needs a new iterator never counts that far.
+//! After that time a listing is current: it decides alone once the tip is [`LISTING_SETTLES`] old.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
