@@ -142,6 +142,8 @@ pub(crate) struct Facts {
     pub(crate) bases: BTreeMap<(usize, u64), usize>,
     /// All workers, including those that have ended.
     pub(crate) workers: Vec<WorkerState>,
+    /// The epochs in which the end of a shard was saved, by shard and epoch.
+    pub(crate) saved_ends: BTreeSet<(usize, u64)>,
     /// The fault of the next save of the end of a shard.
     pub(crate) late_end: Option<LateEnd>,
     /// The condition of the store for all workers.
@@ -174,6 +176,7 @@ impl Truth {
             unexplained: BTreeSet::new(),
             bases: BTreeMap::new(),
             workers: Vec::new(),
+            saved_ends: BTreeSet::new(),
             late_end: None,
             store: Condition::Healthy,
             moves: 0,
