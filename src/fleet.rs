@@ -28,6 +28,7 @@ mod exclusions;
 mod exhaustion;
 #[cfg(test)]
 mod fixtures;
+mod opening;
 mod owned_shards;
 mod reachability;
 mod stranded;

@@ -58,7 +58,7 @@ pub(crate) use ending::Ending;
 pub use ending::EndingPosition;
 use fan_out::FanOutFetcher;
 pub(crate) use kinesis::{MAX_CLOCK_SKEW, StreamClient};
-pub(crate) use listing::{ListedShard, Listing, start_mismatch, unusable_listing};
+pub(crate) use listing::{ListedShard, Listing, first_hole, start_mismatch, unusable_listing};
 pub use memory_budget::MemoryBudget;
 use polling::PollingFetcher;
 pub use position::OnTrimmed;

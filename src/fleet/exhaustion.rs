@@ -4,12 +4,31 @@
 //!            the table shows no shard            a listing that began since then
 //!            that this worker has to read        shows no other shard either
 //!   reading ─────────────────────────► confirming ───────────────────► declaring
-//!    ▲  ▲                                  │                            │    │ the store has the
-//!    │  └── the table shows a shard ───────┘                            │    │ declaration, and the
-//!    └───── to read ────────────────────────────────────────────────────┘    │ table still shows
-//!                                                                            ▼ no shard
+//!    ▲  ▲                              │    ▲   │                        │    │ the store has the
+//!    │  │         the listing is older └────┘   │                        │    │ declaration, and the
+//!    │  │         than the end of a shard       │                        │    │ table still shows
+//!    │  └── the table shows a shard ────────────┘                        │    │ no shard
+//!    └───── to read ────────────────────────────────────────────────────┘    ▼
 //!                                                                          ended
 //! ```
+//!
+//! # Outdated listings
+//!
+//! Listings are eventually consistent. One that began after the end of a shard may still show that
+//! shard as open and lack its children, which would then not be read. The table shows which shards
+//! have ended, and the open shards of a stream cover every hash key. So a listing confirms the end
+//! only if the shards that it shows as open cover every hash key without those that have ended: then
+//! nothing is missing, since every closed shard has descendants that are open.
+//!
+//! Otherwise the worker lists again, each time after twice the time, and believes a listing that
+//! began [`OUTDATED_FOR`] after the table showed nothing to read. Two cases need that: a caller that
+//! has set an open shard to its end, and a server that lists neither the last sequence number nor
+//! the children of a closed shard. A server that lists only the children needs no repeat.
+//!
+//! A worker that reads named shards needs no such proof. Its table lacks no name that exists: if a
+//! listing lacks a name, discovery requests an iterator of that shard.
+//!
+//! # The declaration
 //!
 //! While it declares, the worker states a capacity of the leases that it holds. Only then may its
 //! stream end: another worker that did not know would assign a shard to this one, and end its own
@@ -29,15 +48,19 @@
 //!   each worker completes, and this worker waits to replace the other one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::worker::Worker;
+use super::worker::{AppliedListing, Worker};
 use crate::discovery::{ReadRules, is_open};
 use crate::fleet::Assignment;
 use crate::record::ShardId;
 use crate::store::lease::{Lease, LeaseTable};
 use crate::telemetry::log_line;
+
+/// The time after which a listing is believed although it shows shards as open that have ended.
+const OUTDATED_FOR: Duration = Duration::from_secs(30);
 
 /// The end of a shard's stream while the worker holds the lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,9 +88,7 @@ impl Worker {
     /// Ends the caller's stream once nothing is left to read. Does nothing in a reading without
     /// bounds.
     pub(super) fn end_when_exhausted(&mut self) {
-        let config = &self.deps.config;
-        if self.exhaustion == Exhaustion::Ended || !(config.is_bounded || config.rules.is_partial())
-        {
+        if self.exhaustion == Exhaustion::Ended || !self.has_bounds() {
             return;
         }
         let now = Instant::now();
@@ -84,13 +105,14 @@ impl Worker {
                 self.exhaustion = Exhaustion::Confirming { since: now };
                 self.request_listing();
             }
-            Exhaustion::Confirming { since } if self.has_listed_since(since) => {
-                self.exhaustion = Exhaustion::Declaring { is_declared: false };
-                self.renew_at = now;
-            }
-            Exhaustion::Confirming { .. } => {
-                if !self.listing.is_under_way && !self.listing.is_requested {
-                    self.request_listing();
+            Exhaustion::Confirming { since } => {
+                if let Some(at) = self.next_confirmation(since) {
+                    if !self.listing.is_under_way && !self.listing.is_requested {
+                        self.request_listing_at(at);
+                    }
+                } else {
+                    self.exhaustion = Exhaustion::Declaring { is_declared: false };
+                    self.renew_at = now;
                 }
             }
             Exhaustion::Declaring { is_declared: true } => {
@@ -101,6 +123,11 @@ impl Worker {
             }
             Exhaustion::Declaring { is_declared: false } | Exhaustion::Ended => {}
         }
+    }
+
+    /// Returns true if the reading ends when nothing is left to read.
+    pub(super) fn has_bounds(&self) -> bool {
+        self.deps.config.is_bounded || self.deps.config.rules.is_partial()
     }
 
     /// Notes that the store has the capacity of this worker.
@@ -126,9 +153,31 @@ impl Worker {
         matches!(self.exhaustion, Exhaustion::Declaring { .. } | Exhaustion::Ended)
     }
 
-    /// Returns true if the changes of a listing that began at `since` or later are in the table.
-    fn has_listed_since(&self, since: Instant) -> bool {
-        self.listing.applied.is_some_and(|began| began >= since)
+    /// Returns the time of the listing that may confirm that nothing was left to read at `since`;
+    /// `None` if the changes of one are in the table.
+    fn next_confirmation(&self, since: Instant) -> Option<Instant> {
+        match &self.listing.applied {
+            Some(AppliedListing { began, listed }) if *began >= since => {
+                let age = began.duration_since(since);
+                let is_believed = self.deps.config.rules.is_partial()
+                    || age >= OUTDATED_FOR
+                    || !listed.is_outdated(|shard| self.has_ended(shard));
+                (!is_believed).then_some(*began + age)
+            }
+            _ => Some(Instant::now()),
+        }
+    }
+
+    /// Returns true if the shard is known to be closed, as the table or this worker's own reading
+    /// shows. Its children follow.
+    fn has_ended(&self, shard: &ShardId) -> bool {
+        self.table.leases.get(shard).is_some_and(|lease| {
+            let is_own = lease.owner.as_ref() == Some(&self.deps.config.worker_id);
+            let is_read =
+                is_own && self.owned.stream_end(shard, lease.epoch) == Some(StreamEnd::Shard);
+            // The position of an expired shard may belong to an earlier stream of this name.
+            is_read || lease.is_finished() && !lease.is_shard_expired
+        })
     }
 
     /// Returns true if the worker knows the current table, has nothing to change in it, and the

@@ -93,9 +93,16 @@ pub(super) struct ListingSchedule {
     /// Kinesis did not name its children.
     pub(super) is_requested: bool,
     pub(super) last: Option<Instant>,
-    /// The start of the last listing whose changes are in the table.
-    pub(super) applied: Option<Instant>,
+    /// The last listing whose changes are in the table; `None` as well if the reading has no bounds.
+    pub(super) applied: Option<AppliedListing>,
     pub(super) due: Instant,
+}
+
+/// A listing whose changes are in the table.
+pub(super) struct AppliedListing {
+    /// The time at which the listing began.
+    pub(super) began: Instant,
+    pub(super) listed: StreamShards,
 }
 
 /// The result of a background task of the worker.
@@ -288,8 +295,12 @@ impl Worker {
 
     /// Schedules a listing by this worker as early as allowed.
     pub(super) fn request_listing(&mut self) {
-        let soon =
-            self.listing.last.map_or_else(Instant::now, |listed| listed + MIN_LISTING_INTERVAL);
+        self.request_listing_at(Instant::now());
+    }
+
+    /// Schedules a listing by this worker at `time`, or as early as allowed after that.
+    pub(super) fn request_listing_at(&mut self, time: Instant) {
+        let soon = self.listing.last.map_or(time, |listed| time.max(listed + MIN_LISTING_INTERVAL));
         self.listing.due = self.listing.due.min(soon).max(Instant::now());
         self.listing.is_requested = true;
     }

@@ -8,16 +8,24 @@
 //!    │    │ (its children may have records of the time)                 │ later shows the shard
 //!    │    │                                                             │ as open
 //!    │    └───────────────────────────────────────────────┐             │
-//!    └─────────────────────────────────────────────────► at the tip ────┘ with the next response
+//!    └─────────────────────────────────────────────────► at the tip ────┘ with the third response
 //!         caught up, in a response to a call of the time
 //!         at which no earlier arrival can follow
 //! ```
 //!
 //! The end of a closed shard leads from each state but the last to the end of the shard, as always.
 //!
-//! Being caught up proves nothing about a shard that is closed: its children continue it. So the
-//! next response must still name a next position, which a closed shard does not, and a listing must
-//! show the shard as open.
+//! Being caught up proves nothing about a shard that is closed: its children continue it. Two
+//! sources must agree that it is open, because each of them may be wrong:
+//!
+//! - The responses. A closed shard names no next position at its end. Some servers do so later:
+//!   ferrokinesis names one in the first response after a placement. So [`OPEN_RESPONSES`]
+//!   consecutive ones must name a next position. Each placement restarts the count.
+//! - A listing that began after the tip was seen. Listings are eventually consistent: one may show
+//!   the stream as it was before a reshard.
+//!
+//! A reader that polls so rarely that each response needs a new iterator never counts that far.
+//! After that time a listing is current: it decides alone once the tip is [`LISTING_SETTLES`] old.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -31,6 +39,13 @@ use crate::clock::Clock;
 
 /// The resolution of the `Date` header, by which the server's clock is known.
 const DATE_RESOLUTION: Duration = Duration::from_secs(1);
+
+/// The number of consecutive responses with a next position, including the one that shows the tip,
+/// that show a shard as open.
+const OPEN_RESPONSES: u32 = 3;
+
+/// The time after which a listing shows a reshard for certain.
+const LISTING_SETTLES: Duration = Duration::from_secs(60);
 
 /// The position at which a consumer stops reading, so that its stream ends.
 ///
@@ -164,6 +179,29 @@ impl FirstPoll {
     }
 }
 
+/// The tip of a shard, at a time after the ending position.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tip {
+    /// The earliest start of a listing that shows whether the shard is still open.
+    since: Instant,
+    /// The number of consecutive responses with a next position since then, or since the last
+    /// placement.
+    responses: u32,
+}
+
+impl Tip {
+    /// Notes that the next response shows less than the one after it would.
+    pub(super) fn restart(&mut self) {
+        self.responses = 0;
+    }
+
+    /// Counts a response with a next position. Returns true if a listing decides now.
+    fn note_next_position(&mut self) -> bool {
+        self.responses = self.responses.saturating_add(1);
+        self.responses >= OPEN_RESPONSES || self.since.elapsed() >= LISTING_SETTLES
+    }
+}
+
 /// Returns true if `time` is later than `than` even if the clocks that show them differ.
 fn is_later(time: SystemTime, than: SystemTime) -> bool {
     than.checked_add(MAX_CLOCK_SKEW).is_some_and(|than| time > than)
@@ -178,8 +216,8 @@ impl FetchState {
     /// Notes a response that shows the tip of the shard. `shown` is a moment at which the shard had
     /// no record after those of the response.
     pub(super) fn note_tip(&mut self, shown: Instant) {
-        if self.state.at_tip.is_none() && self.ending.has_passed(self.server_time_at(shown)) {
-            self.state.at_tip = Some(Instant::now());
+        if self.state.tip.is_none() && self.ending.has_passed(self.server_time_at(shown)) {
+            self.state.tip = Some(Tip { since: Instant::now(), responses: 1 });
         }
     }
 
@@ -187,15 +225,22 @@ impl FetchState {
     /// of the moment `shown` is not.
     pub(super) fn needs_later_tip(&self, shown: Instant) -> bool {
         let passed = |at| self.ending.has_passed(self.server_time_at(at));
-        self.state.at_tip.is_none() && passed(Instant::now()) && !passed(shown)
+        self.state.tip.is_none() && passed(Instant::now()) && !passed(shown)
     }
 
     /// Handles a response that names a next position, before its records are taken. Ends the source
     /// at the ending position if the shard had caught up before and is still open. Returns true if
     /// the listing that shows this has failed: the response is then discarded, and its records are
     /// fetched again.
+    ///
+    /// Cancel safe: a response that was counted and is dropped is fetched again with a new
+    /// placement, which restarts the count.
     pub(super) async fn end_at_tip(&mut self) -> Result<bool, Interrupt> {
-        let Some(since) = self.state.at_tip else { return Ok(false) };
+        let Some(tip) = &mut self.state.tip else { return Ok(false) };
+        if !tip.note_next_position() {
+            return Ok(false);
+        }
+        let since = tip.since;
         let listed = self.kinesis.shard_presence(self.telemetry.shard_id(), since).await;
         let presence = match listed {
             Ok(presence) => presence,
@@ -205,7 +250,7 @@ impl FetchState {
             return Err(Interrupt::Reached);
         }
         // The children may have records of the time, so the shard is read to its end first.
-        self.state.at_tip = None;
+        self.state.tip = None;
         Ok(false)
     }
 }
@@ -247,6 +292,18 @@ mod tests {
                 prop_assert!(ending_at.is_before(next));
             }
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn listing_decides_after_three_responses_of_one_placement_or_a_minute() {
+        let mut tip = Tip { since: Instant::now(), responses: 1 };
+        assert!(!tip.note_next_position());
+        tip.restart();
+        assert!(!tip.note_next_position() && !tip.note_next_position());
+        assert!(tip.note_next_position());
+        tip.restart();
+        tokio::time::advance(LISTING_SETTLES).await;
+        assert!(tip.note_next_position());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::absent_listings::AbsentListings;
 use super::batch::Batch;
-use super::ending::Ending;
+use super::ending::{Ending, Tip};
 use super::failure_streak::FailureStreak;
 use super::memory_budget::HeldMemory;
 use super::response::{NamedChild, RecordRange};
@@ -62,9 +62,8 @@ pub(super) struct FetchProgress {
     pub(super) next_quiet_save: Option<Instant>,
     /// The lookup of the shard's hash keys has failed, and the next attempt waits for its turn.
     hash_keys_failed: bool,
-    /// Set once a response has shown the tip of the shard at a time after the ending position: the
-    /// earliest start of a listing that shows whether the shard is still open.
-    pub(super) at_tip: Option<Instant>,
+    /// Set once a response has shown the tip of the shard at a time after the ending position.
+    pub(super) tip: Option<Tip>,
     /// The number of consecutive failed calls.
     pub(super) failed: u32,
     /// Tracks responses that prove nothing; `None` while there is no doubt.

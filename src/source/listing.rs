@@ -147,7 +147,7 @@ impl Listing {
 }
 
 /// Returns the lowest hash key that is in none of the ranges.
-fn first_hole(ranges: impl Iterator<Item = (u128, u128)>) -> Option<u128> {
+pub(crate) fn first_hole(ranges: impl Iterator<Item = (u128, u128)>) -> Option<u128> {
     let mut ranges: Vec<_> = ranges.filter(|(first, last)| first <= last).collect();
     ranges.sort_unstable();
     let mut next = 0;

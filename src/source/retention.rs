@@ -153,6 +153,9 @@ impl FetchState {
             self.ending.see_date(date, asked);
         }
         (self.state.retention.is_sound, self.state.retention.needs_record) = (false, false);
+        if let Some(tip) = &mut self.state.tip {
+            tip.restart();
+        }
         // The shard exists: one that has left retention has no iterator and no subscription.
         self.state.absence = None;
         self.see_time(date);

@@ -106,6 +106,9 @@ impl FetchState {
     /// The error ends the source, so that the lease is released. If the response holds new records,
     /// the source continues instead, and the caller receives the error once.
     pub(super) fn doubt(&mut self, what: &str, is_empty: bool) -> Result<(), Interrupt> {
+        if let Some(tip) = &mut self.state.tip {
+            tip.restart();
+        }
         let doubt = self.state.doubt.get_or_insert_default();
         let lasts = doubt.responses.lasts();
         let attempt = doubt.responses.failures();

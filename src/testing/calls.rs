@@ -125,6 +125,8 @@ pub enum WrongListing {
     OtherStart(ShardId),
     /// Merged shards have only one parent.
     OneParent,
+    /// Closed shards have no ending sequence number, as if they were open.
+    WithoutEnds,
 }
 
 impl Outcome {

@@ -162,6 +162,13 @@ impl Kinesis {
         self.0.lock().child_shards = named;
     }
 
+    /// Sets how many responses of `GetRecords` name a next position although the shard is closed and
+    /// no record is left, before the response that shows the end. 0 by default, as in Kinesis.
+    /// ferrokinesis sends one such response after each new iterator.
+    pub fn set_responses_before_end(&self, responses: usize) {
+        self.0.lock().responses_before_end = responses;
+    }
+
     /// Sets whether a trimmed sequence number is accepted as a starting position, and means the
     /// oldest record in retention. Off by default: the number is refused. Kinesis has been observed
     /// to do both.

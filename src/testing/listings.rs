@@ -33,6 +33,11 @@ impl WrongListing {
                     shard.remove("AdjacentParentShardId");
                 }
             }
+            Self::WithoutEnds => {
+                for shard in shards.iter_mut() {
+                    shard["SequenceNumberRange"]["EndingSequenceNumber"].take();
+                }
+            }
             Self::OtherStart(of) => {
                 for shard in shards.iter_mut().filter(|shard| shard["ShardId"] == of.as_str()) {
                     let start = &mut shard["SequenceNumberRange"]["StartingSequenceNumber"];

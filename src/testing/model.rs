@@ -30,6 +30,8 @@ pub(super) struct Model {
     hook: Option<Hook>,
     planned: Vec<Planned>,
     pub(super) child_shards: bool,
+    /// The number of responses with a next position from the end of a closed shard on.
+    pub(super) responses_before_end: usize,
     pub(super) is_chunked: bool,
     cbor: CborSupport,
     /// The number of calls in CBOR that were refused since `cbor` was set.
@@ -72,6 +74,7 @@ impl ModelHandle {
             hook: None,
             planned: Vec::new(),
             child_shards: true,
+            responses_before_end: 0,
             is_chunked: false,
             cbor: CborSupport::default(),
             refusals: 0,

@@ -237,13 +237,17 @@ impl Model {
         }
         shard.trim_expired(oldest);
         let limit = body["Limit"].as_u64().unwrap_or(MAX_RECORDS).min(MAX_RECORDS) as usize;
-        let first = next.max(shard.trimmed);
+        let place = next.max(shard.trimmed);
+        let first = place.min(shard.records.len());
         let (count, bytes) = records_that_fit(&shard.records[first..], limit);
         let found = shard.records[first..first + count].to_vec();
         shard.bytes.read(instant, bytes, arrives);
         let next = first + count;
         let behind = shard.records.get(next).map_or(0, |record| now.saturating_sub(record.arrival));
-        let at_end = shard.closed.is_some() && next >= shard.records.len();
+        let is_done = shard.closed.is_some() && next >= shard.records.len();
+        // An iterator of a closed shard counts the responses from the last record on.
+        let passed = place.saturating_sub(next);
+        let at_end = is_done && passed >= self.responses_before_end;
         if arrives {
             let call = &mut self.calls[call];
             (call.records, call.bytes) = (count, bytes);
@@ -252,6 +256,7 @@ impl Model {
         }
         let mut members = json!({ "MillisBehindLatest": behind });
         if !at_end {
+            let next = if is_done { next + passed + 1 } else { next };
             members["NextShardIterator"] = json!(token(&name, index, next, now));
         } else if child_shards {
             members["ChildShards"] = describe_children(stream, index);

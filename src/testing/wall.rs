@@ -1,6 +1,7 @@
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, SystemTime};
 
+use tokio::task;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
@@ -28,18 +29,27 @@ use crate::mutex::Mutex;
 /// # Ok(()) }
 /// ```
 #[derive(Debug, Clone)]
-pub struct WallClock(Arc<Mutex<(SystemTime, Instant)>>);
+pub struct WallClock(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    /// The time that the clock showed at `since`.
+    began: SystemTime,
+    since: Instant,
+    /// The task whose next reads panic, and their number.
+    panics: Option<(task::Id, u32)>,
+}
 
 impl WallClock {
     /// Creates a clock that shows `time` now.
     pub fn at(time: SystemTime) -> Self {
-        Self(Arc::new(Mutex::new((time, Instant::now()))))
+        Self(Arc::new(Mutex::new(State { began: time, since: Instant::now(), panics: None })))
     }
 
     /// Returns the time of the clock.
     pub fn now(&self) -> SystemTime {
-        let (began, since) = *self.lock();
-        began + since.elapsed()
+        let state = self.lock();
+        state.began + state.since.elapsed()
     }
 
     /// Moves the clock forwards.
@@ -48,7 +58,7 @@ impl WallClock {
     ///
     /// Panics if [`SystemTime`] cannot represent the new time.
     pub fn move_by(&self, time: Duration) {
-        self.lock().0 += time;
+        self.lock().began += time;
     }
 
     /// Moves the clock backwards, as an administrator may.
@@ -57,15 +67,35 @@ impl WallClock {
     ///
     /// Panics if [`SystemTime`] cannot represent the new time.
     pub fn set_back(&self, time: Duration) {
-        self.lock().0 -= time;
+        self.lock().began -= time;
+    }
+
+    /// Makes the next reads of a consumer in this task panic, like a fault of the crate in that
+    /// task. A worker reads the clock before it renews its leases.
+    pub fn panic_in(&self, task: task::Id, times: u32) {
+        self.lock().panics = Some((task, times));
     }
 
     pub(crate) fn clock(&self) -> Clock {
         let clock = self.clone();
-        Clock::new(move || clock.now())
+        Clock::new(move || {
+            clock.maybe_panic();
+            clock.now()
+        })
     }
 
-    fn lock(&self) -> MutexGuard<'_, (SystemTime, Instant)> {
+    fn maybe_panic(&self) {
+        let is_due = match &mut self.lock().panics {
+            Some((task, left)) if *left > 0 && task::try_id() == Some(*task) => {
+                *left -= 1;
+                true
+            }
+            _ => false,
+        };
+        assert!(!is_due, "deliberate: the wall clock of a test panics in this task");
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock()
     }
 }

@@ -3,6 +3,7 @@
 // Tests and their helpers report failures by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod bounds;
 #[path = "../support/certificates.rs"]
 mod certificates;
 #[path = "../../examples/support/mod.rs"]
@@ -19,7 +20,7 @@ use scenarios::Source;
 
 mod ferrokinesis {
     use super::scenarios::Source;
-    use super::{Client, ferrokinesis_server, formats, scenarios};
+    use super::{Client, bounds, ferrokinesis_server, formats, scenarios};
 
     async fn client() -> Client {
         ferrokinesis_server::start_kinesis().await.expect("expected a free port on 127.0.0.1").0
@@ -68,6 +69,31 @@ mod ferrokinesis {
         scenarios::task_per_shard_reads_all_records(&client().await).await;
     }
 
+    #[tokio::test(flavor = "multi_thread")]
+    async fn jobs_end_over_reshards_and_repeat_nothing() {
+        bounds::jobs_end_over_reshards_and_repeat_nothing(&client().await, Source::Polling).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn fan_out_jobs_end_over_reshards_and_repeat_nothing() {
+        bounds::jobs_end_over_reshards_and_repeat_nothing(&client().await, Source::FanOut).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn job_ends_at_a_time() {
+        bounds::job_ends_at_a_time(&client().await).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn named_shards_are_read_alone() {
+        bounds::named_shards_are_read_alone(&client().await, Source::Polling).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn fan_out_reads_named_shards_alone() {
+        bounds::named_shards_are_read_alone(&client().await, Source::FanOut).await;
+    }
+
     /// ferrokinesis writes times in seconds.
     #[tokio::test(flavor = "multi_thread")]
     async fn both_formats_read_equal_records() {
@@ -85,6 +111,9 @@ async fn kinesis_local_passes_shared_scenarios() {
     scenarios::starting_position_delivers_records_from_there(&client).await;
     scenarios::unknown_stream_is_reported_and_ends(&client).await;
     scenarios::task_per_shard_reads_all_records(&client).await;
+    bounds::jobs_end_over_reshards_and_repeat_nothing(&client, Source::Polling).await;
+    bounds::job_ends_at_a_time(&client).await;
+    bounds::named_shards_are_read_alone(&client, Source::Polling).await;
     // kinesis-local writes payloads as text in CBOR too.
     formats::both_formats_read_equal_records(&client).await;
 }

@@ -17,10 +17,10 @@ use crate::ferrokinesis_server::{create_stream, wait_until_active};
 
 /// The distance between times that must be distinguished. ferrokinesis keeps arrival times in
 /// seconds, and the `Date` of a response, from which its clock is read, has seconds as well.
-const A_SECOND: Duration = Duration::from_millis(2100);
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const A_SECOND: Duration = Duration::from_millis(2100);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-fn consumer(client: &Client, stream: &str, store: &MemoryStore) -> ConsumerBuilder {
+pub(crate) fn consumer(client: &Client, stream: &str, store: &MemoryStore) -> ConsumerBuilder {
     Consumer::builder(client.clone(), stream)
         .starting_position(StartingPosition::TrimHorizon)
         .interval(Duration::from_millis(200))
@@ -36,14 +36,19 @@ pub(crate) enum Source {
 }
 
 impl Source {
-    fn consumer(self, client: &Client, stream: &str, store: &MemoryStore) -> ConsumerBuilder {
+    pub(crate) fn consumer(
+        self,
+        client: &Client,
+        stream: &str,
+        store: &MemoryStore,
+    ) -> ConsumerBuilder {
         let builder = consumer(client, stream, store);
         if self == Self::FanOut { builder.fan_out("billing") } else { builder }
     }
 }
 
 /// Puts these records one after another, spread over 50 partition keys.
-async fn put(client: &Client, stream: &str, numbers: std::ops::Range<u32>) {
+pub(crate) async fn put(client: &Client, stream: &str, numbers: std::ops::Range<u32>) {
     for number in numbers {
         client
             .put_record()
@@ -56,7 +61,7 @@ async fn put(client: &Client, stream: &str, numbers: std::ops::Range<u32>) {
     }
 }
 
-fn number(record: &Record) -> u32 {
+pub(crate) fn number(record: &Record) -> u32 {
     std::str::from_utf8(record.data()).unwrap().parse().unwrap()
 }
 
@@ -71,14 +76,14 @@ async fn read(consumer: &Consumer, count: usize) -> Vec<Record> {
     read
 }
 
-fn numbers(records: &[Record]) -> Vec<u32> {
+pub(crate) fn numbers(records: &[Record]) -> Vec<u32> {
     let mut numbers: Vec<u32> = records.iter().map(number).collect();
     numbers.sort_unstable();
     numbers
 }
 
 /// Checks that records are in order within each shard, and within each partition key across shards.
-fn assert_in_order(records: &[Record]) {
+pub(crate) fn assert_in_order(records: &[Record]) {
     let mut shards = BTreeMap::new();
     let mut keys = BTreeMap::new();
     for record in records {
@@ -93,7 +98,10 @@ fn assert_in_order(records: &[Record]) {
     }
 }
 
-async fn open_shards(client: &Client, stream: &str) -> Vec<aws_sdk_kinesis::types::Shard> {
+pub(crate) async fn open_shards(
+    client: &Client,
+    stream: &str,
+) -> Vec<aws_sdk_kinesis::types::Shard> {
     let listed =
         client.list_shards().stream_name(stream).send().await.expect("failed to list the shards");
     let open = |shard: &aws_sdk_kinesis::types::Shard| {
@@ -107,7 +115,7 @@ async fn open_shards(client: &Client, stream: &str) -> Vec<aws_sdk_kinesis::type
     shards
 }
 
-async fn split_first(client: &Client, stream: &str) {
+pub(crate) async fn split_first(client: &Client, stream: &str) {
     let shard = open_shards(client, stream).await.remove(0);
     let range = shard.hash_key_range().unwrap();
     let [start, end] = [range.starting_hash_key(), range.ending_hash_key()]
@@ -123,7 +131,7 @@ async fn split_first(client: &Client, stream: &str) {
     wait_until_active(client, stream).await.expect("expected an active stream after the split");
 }
 
-async fn merge_first_two(client: &Client, stream: &str) {
+pub(crate) async fn merge_first_two(client: &Client, stream: &str) {
     let shards = open_shards(client, stream).await;
     client
         .merge_shards()

@@ -28,20 +28,7 @@ const REST: Duration = Duration::from_secs(120);
 
 impl World {
     pub(crate) async fn check_at_rest(&mut self) {
-        self.heal();
-        // A worker that has dropped a record without an acknowledgement cannot advance its shard.
-        while let Some(index) =
-            self.workers.iter().position(|worker| worker.has_dropped_record || worker.has_ended)
-        {
-            self.workers.remove(index).close();
-        }
-        if self.workers.is_empty() {
-            self.join();
-        }
-        while !self.operators.is_empty() && !self.truth.is_broken() {
-            self.pass(Duration::from_secs(1)).await;
-            while self.operators.try_join_next().is_some() {}
-        }
+        self.heal_fleet().await;
         self.read_everything().await;
         self.rest().await;
         for _ in 0..2 {
@@ -60,6 +47,25 @@ impl World {
         self.end().await;
     }
 
+    /// Ends all faults, replaces the workers that cannot read everything, and waits for the
+    /// operators.
+    pub(crate) async fn heal_fleet(&mut self) {
+        self.heal();
+        // A worker that has dropped a record without an acknowledgement cannot advance its shard.
+        while let Some(index) =
+            self.workers.iter().position(|worker| worker.has_dropped_record || worker.has_ended)
+        {
+            self.workers.remove(index).close();
+        }
+        if self.workers.is_empty() {
+            self.join();
+        }
+        while !self.operators.is_empty() && !self.truth.is_broken() {
+            self.pass(Duration::from_secs(1)).await;
+            while self.operators.try_join_next().is_some() {}
+        }
+    }
+
     /// Returns the maximum of a time over all workers.
     pub(crate) fn longest(&self, time: impl Fn(&crate::plan::Plan) -> Duration) -> Duration {
         self.workers.iter().map(|worker| time(&worker.plan)).max().unwrap_or_default()
@@ -73,10 +79,14 @@ impl World {
         if self.truth.lock().were_blocked { FAILED } else { Duration::ZERO }
     }
 
-    async fn read_everything(&mut self) {
+    /// Returns the maximum time to the next finished record or shard after all faults are over.
+    pub(crate) fn patience(&self) -> Duration {
         let lease = Duration::from_secs(30);
-        let patience =
-            PATIENCE + 2 * lease + self.longest(|plan| plan.handoff_timeout) + self.failed();
+        PATIENCE + 2 * lease + self.longest(|plan| plan.handoff_timeout) + self.failed()
+    }
+
+    pub(crate) async fn read_everything(&mut self) {
+        let patience = self.patience();
         let (mut quiet, mut left) = (Instant::now(), usize::MAX);
         while !self.truth.is_broken() {
             let unfinished = self.unfinished().await;
@@ -201,6 +211,13 @@ impl World {
                     format_args!("{name} holds leases {own:?}, but its events report {held:?}"),
                 );
             }
+            let counted = worker.consumer.health().leases_held;
+            if counted != own.len() {
+                self.truth.breaks(
+                    Promise::EventsAreTrue,
+                    format_args!("{name} holds leases {own:?}, but its health shows {counted}"),
+                );
+            }
         }
         let Some(worker) = self.workers.first() else { return };
         let status = worker.consumer.status().await.expect("the store does not fail");
@@ -260,7 +277,7 @@ impl World {
         self.yields_within(self.start(), "a worker has joined").await;
     }
 
-    async fn end(&mut self) {
+    pub(crate) async fn end(&mut self) {
         for worker in std::mem::take(&mut self.workers) {
             match self.rng.u8(..3) {
                 0 => worker.close(),

@@ -96,9 +96,14 @@ impl EventChecker {
             }
             Event::ShardFinished { shard_id } => {
                 let shard = index_of(shard_id);
-                let epochs = self.leases.range_mut((shard, 0)..=(shard, u64::MAX));
-                epochs.for_each(|(_, state)| *state = LeaseState::Finished);
                 let facts = self.truth.lock();
+                for (place, state) in self.leases.range_mut((shard, 0)..=(shard, u64::MAX)) {
+                    // The response to a save may arrive after the shard was moved back and is read
+                    // in a later epoch.
+                    if facts.moves == 0 || facts.saved_ends.contains(place) {
+                        *state = LeaseState::Finished;
+                    }
+                }
                 facts.moves == 0 && !facts.shards[shard].is_finished()
             }
             Event::TaskRestarted { task, .. } => {

@@ -140,6 +140,9 @@ impl Facts {
                 "{name} saves {} in epoch {epoch}: {checkpoint}: {verdict:?}",
                 index_of(shard)
             ));
+            if *checkpoint == Checkpoint::ShardEnd && *verdict != SaveOutcome::Lost {
+                self.saved_ends.insert((index_of(shard), *epoch));
+            }
             let known = before.leases.get(shard);
             if known.is_some_and(|lease| lease.unreadable.is_some()) {
                 if *verdict != SaveOutcome::Unreadable {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kinestream::store::lease::{HeartbeatResponse, Membership};
+use kinestream::testing::WallClock;
 use tokio::time::Instant;
 
 use crate::plan::Plan;
@@ -66,6 +67,10 @@ pub(crate) struct WorkerState {
     pub(crate) patience: Option<Duration>,
     /// The periods in which the worker has reached the store.
     reachable: Vec<(Instant, Option<Instant>)>,
+    /// The task that renews its leases, once it has.
+    pub(crate) task: Option<tokio::task::Id>,
+    /// The wall clock that its consumer reads.
+    pub(crate) clock: Option<WallClock>,
     /// A call of the worker has panicked.
     has_failed: bool,
     /// The end of the validity of its leases, by tokio's clock and by the wall clock of its host.
@@ -92,6 +97,8 @@ impl WorkerState {
             lease_duration: plan.lease_duration,
             patience: plan.poll_timeout.is_none().then_some(plan.handoff_timeout),
             reachable: Vec::new(),
+            task: None,
+            clock: None,
             has_failed: false,
             valid: None,
             wall: Wall::at(UNIX_EPOCH + crate::world::BEGINNING),

@@ -10,7 +10,7 @@
 //! suspended. Their callers pause for a long time, drop records without an acknowledgement, and
 //! acknowledge in any order. The store, the client, the metrics recorder and the tracing layer
 //! panic. After all faults are over, the simulation checks the fleet at rest, and when a worker
-//! joins, leaves and is killed.
+//! joins, leaves and is killed. Some fleets are jobs with an ending position: their streams end.
 //!
 //! - `cargo test --features testing --test fleets` runs the seeds of the regular test run;
 //! - `SEED=7 cargo test --features testing --test fleets -- --ignored --nocapture one` runs one
@@ -30,6 +30,8 @@ mod delivery_checks;
 mod events;
 #[path = "../simulation/inline.rs"]
 mod inline;
+mod jobs;
+mod late_ends;
 mod latest;
 mod ledger;
 #[path = "../support/left_running.rs"]
@@ -87,7 +89,7 @@ fn simulate(seed: u64) -> SeedResult {
             world.seed_result()
         })
     });
-    for added in [regions_of as fn(u64) -> SeedResult, starts_of, latest_of] {
+    for added in [regions_of as fn(u64) -> SeedResult, starts_of, latest_of, jobs::simulate] {
         if seed_result.broken.is_none() {
             let added = added(seed);
             seed_result.trace.extend(added.trace);

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use kinestream::testing::CborSupport;
-use kinestream::{CheckpointOn, ConsumerBuilder, ShardOrdering, StartingPosition, WireFormat};
+use kinestream::{
+    CheckpointOn, ConsumerBuilder, EndingPosition, ShardOrdering, StartingPosition, WireFormat,
+};
 
 use crate::seeds::pick;
 
@@ -33,6 +35,7 @@ pub(crate) struct Plan {
     pub(crate) handoff_timeout: Duration,
     pub(crate) poll_timeout: Option<Duration>,
     pub(crate) wire_format: WireFormat,
+    pub(crate) ending: EndingPosition,
     /// The maximum time that the caller works on a record, in milliseconds.
     pub(crate) work: u64,
 }
@@ -53,6 +56,8 @@ pub(crate) struct Scene {
     pub(crate) child_shards: bool,
     pub(crate) latency: Duration,
     pub(crate) wire_format: WireFormat,
+    /// The ending position of the workers that start from now on.
+    pub(crate) ending: EndingPosition,
     /// The CBOR of the server at the beginning.
     pub(crate) cbor: CborSupport,
     pub(crate) steps: usize,
@@ -87,6 +92,7 @@ impl Scene {
             child_shards: rng.u8(..4) != 0,
             latency: Duration::from_millis(pick(rng, &[0, 0, 5, 80])),
             wire_format: WireFormat::Auto,
+            ending: EndingPosition::Never,
             cbor: CborSupport::Amazon,
             steps: rng.usize(5..50),
             faults: pick(rng, &[0, 0, 5, 15]),
@@ -116,6 +122,7 @@ impl Scene {
             handoff_timeout: milliseconds(pick(rng, &[0, 1000, 5000, 30_000])),
             poll_timeout: (rng.u8(..4) == 0).then(|| milliseconds(rng.u64(1000..10_000))),
             wire_format: self.wire_format,
+            ending: self.ending,
             work: pick(rng, &[1, 1, 200, 3000, 40_000]),
         }
     }
@@ -139,6 +146,7 @@ impl Plan {
             .max_unflushed(self.max_unflushed)
             .prefetch(self.prefetch)
             .wire_format(self.wire_format)
+            .ending_position(self.ending)
             .discovery_interval(self.discovery_interval)
             .lease_duration(self.lease_duration)
             .handoff_timeout(self.handoff_timeout)

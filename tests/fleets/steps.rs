@@ -215,6 +215,7 @@ impl World {
         self.panics.disarm();
         self.faults_are_over = true;
         let mut facts = self.truth.lock();
+        facts.late_end = None;
         facts.set_store(Condition::Healthy);
         for worker in &self.workers {
             facts.set_link(worker.ordinal, Condition::Healthy);

@@ -73,7 +73,7 @@ impl SimulatedStore {
         }
     }
 
-    fn condition(&self) -> Condition {
+    pub(crate) fn condition(&self) -> Condition {
         self.truth.lock().condition(self.worker)
     }
 
@@ -162,6 +162,7 @@ impl LeaseStore for SimulatedStore {
         request: &'a HeartbeatRequest,
     ) -> BoxFuture<'a, Result<HeartbeatResponse>> {
         async move {
+            self.note_task();
             let sent = (Instant::now(), self.truth.lock().workers[self.worker].wall.now());
             let (store, scope, request) = (self.clone(), scope.clone(), request.clone());
             let response =
@@ -177,8 +178,14 @@ impl LeaseStore for SimulatedStore {
         scope: &'a Scope,
         positions: &'a [FencedCheckpoint],
     ) -> BoxFuture<'a, Result<Vec<SaveOutcome>>> {
-        let (store, scope, positions) = (self.clone(), scope.clone(), positions.to_vec());
-        self.reach(async move { store.carry_out_save(&scope, &positions).await }).boxed()
+        let (store, scope, saved) = (self.clone(), scope.clone(), positions.to_vec());
+        let call = async move { store.carry_out_save(&scope, &saved).await };
+        async move {
+            let outcomes = self.reach(call).await?;
+            self.delay_end(positions, &outcomes).await;
+            Ok(outcomes)
+        }
+        .boxed()
     }
 
     fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<LeaseTable>> {

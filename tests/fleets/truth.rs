@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use kinestream::{Checkpoint, SequenceNumber, ShardId};
 use tokio::time::Instant;
 
+use crate::late_ends::LateEnd;
 use crate::link::{Condition, WorkerState};
 use crate::seeds::SeedResult;
 use crate::trace::Trace;
@@ -17,6 +18,8 @@ use crate::trace::Trace;
 pub(crate) enum Promise {
     /// Every record is read and finished eventually, and none is passed before.
     NothingIsLost,
+    /// No record that arrived after the ending position is delivered.
+    NotAfterTheEnding,
     /// The records of a shard are delivered in order as long as one worker has the lease.
     Order,
     /// Each record is delivered with the payload, partition key and arrival time that it was put
@@ -139,6 +142,10 @@ pub(crate) struct Facts {
     pub(crate) bases: BTreeMap<(usize, u64), usize>,
     /// All workers, including those that have ended.
     pub(crate) workers: Vec<WorkerState>,
+    /// The epochs in which the end of a shard was saved, by shard and epoch.
+    pub(crate) saved_ends: BTreeSet<(usize, u64)>,
+    /// The fault of the next save of the end of a shard.
+    pub(crate) late_end: Option<LateEnd>,
     /// The condition of the store for all workers.
     pub(crate) store: Condition,
     /// The number of moves of positions.
@@ -169,6 +176,8 @@ impl Truth {
             unexplained: BTreeSet::new(),
             bases: BTreeMap::new(),
             workers: Vec::new(),
+            saved_ends: BTreeSet::new(),
+            late_end: None,
             store: Condition::Healthy,
             moves: 0,
             cleared: 0,

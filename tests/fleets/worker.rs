@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::delivery_checks::{CheckedStream, SharedEventChecker};
 use crate::events::EventChecker;
 use crate::inline::Inline;
+use crate::jobs::is_late;
 use crate::link::{Condition, Wall, WorkerState};
 use crate::merged::Merged;
 use crate::panics::{Panics, Part};
@@ -74,6 +75,7 @@ impl Worker {
         let client = panics.client(kinesis.client_with_key(&name));
         let builder = Consumer::builder(client, "orders").store(store);
         let wall = WallClock::at(kinesis.now());
+        truth.lock().workers[ordinal].clock = Some(wall.clone());
         let builder = plan.apply(builder).worker_id(name.clone()).wall_clock(&wall);
         let consumer = builder.build().expect("the plan's options are valid");
         let events = EventChecker::new(consumer.events(), name.clone(), ordinal, truth.clone());
@@ -150,6 +152,12 @@ impl Worker {
             }
             Some(Err(error)) => self.check_error(&error),
             Some(Ok((record, place))) => {
+                if is_late(self.plan.ending, record.approximate_arrival()) {
+                    self.truth.breaks(
+                        Promise::NotAfterTheEnding,
+                        format_args!("{} delivers {place:?}", self.name),
+                    );
+                }
                 let work = if self.is_quick { 0 } else { rng.u64(0..self.plan.work) };
                 let work = Duration::from_millis(work);
                 if self.plan.mode == CheckpointOn::Pull {

@@ -17,6 +17,8 @@ use tokio::time::{Instant, timeout_at};
 use crate::blocks::Blocks;
 use crate::clocks::Clocks;
 use crate::damage::Damage;
+use crate::jobs::Job;
+use crate::late_ends::LateEnds;
 use crate::panics::Panics;
 use crate::plan::Scene;
 use crate::records::PAYLOAD;
@@ -49,6 +51,7 @@ pub(crate) struct World {
     pub(crate) replicas: VecDeque<(Instant, MemoryStore)>,
     pub(crate) clocks: Clocks,
     pub(crate) damage: Damage,
+    pub(crate) late_ends: LateEnds,
     pub(crate) workers: Vec<Worker>,
     /// The running tasks of operators.
     pub(crate) operators: JoinSet<()>,
@@ -61,6 +64,8 @@ pub(crate) struct World {
     /// Chooses whether Kinesis becomes unreachable.
     pub(crate) reachability_rng: Rng,
     pub(crate) wire: Wire,
+    /// The ending position of the fleet, if it is a job.
+    pub(crate) job: Option<Job>,
 }
 
 impl World {
@@ -111,6 +116,7 @@ impl World {
             replicas: VecDeque::new(),
             clocks: Clocks::new(seed),
             damage: Damage::new(seed),
+            late_ends: LateEnds::new(seed),
             workers: Vec::new(),
             operators: JoinSet::new(),
             faults,
@@ -119,6 +125,7 @@ impl World {
             panic_rng,
             reachability_rng: Rng::with_seed(seed ^ crate::reachability::MIX),
             wire,
+            job: None,
         }
     }
 
@@ -131,6 +138,8 @@ impl World {
         }
         for _ in 0..self.scene.steps {
             self.step();
+            self.outdate_listings();
+            self.delay_ends();
             self.change_cbor();
             self.block_calls();
             self.disturb_clocks().await;
@@ -140,7 +149,10 @@ impl World {
                 return;
             }
         }
-        self.check_at_rest().await;
+        match &self.job {
+            Some(_job) => self.check_job().await,
+            None => self.check_at_rest().await,
+        }
     }
 
     fn change_cbor(&mut self) {

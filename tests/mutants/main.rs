@@ -15,6 +15,7 @@
 // Tests and their helpers report a failed setup step by a panic.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod bounds;
 mod fleets;
 mod reader;
 mod remembered;
@@ -195,11 +196,12 @@ static WOVEN: LazyLock<Woven> = LazyLock::new(|| {
 });
 
 /// The suites, each with the bugs that it must find.
-const LISTS: [(&str, &[Mistake]); 4] = [
+const LISTS: [(&str, &[Mistake]); 5] = [
     ("simulation", reader::MISTAKES),
     ("fleets", fleets::MISTAKES),
     ("servers", servers::MISTAKES),
     ("scripted", scripted::MISTAKES),
+    ("scripted", bounds::MISTAKES),
 ];
 
 fn all() -> impl Iterator<Item = (&'static str, &'static Mistake)> {

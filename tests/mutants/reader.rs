@@ -204,7 +204,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         file: "checkpoint/watermark/state.rs",
         right: "if self.is_complete() {\n            return Some(Checkpoint::ShardEnd);",
         wrong: "if self.is_complete() && self.prefix == u64::MAX {\n            return Some(Checkpoint::ShardEnd);",
-        breaks: &["EndsAreKept"],
+        // Its children wait for the stored end.
+        breaks: &["EndsAreKept", "Progress"],
     },
     Mistake {
         what: "the pacer keeps no margin to the call limit",
@@ -557,6 +558,20 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         right: "*approached = next.cloned().max(approached.take());",
         wrong: "let _ = (next, approached);",
         breaks: &["NothingIsLost", "Progress"],
+    },
+    Mistake {
+        what: "a job ends by a listing from before a reshard",
+        file: "fleet/exhaustion.rs",
+        right: "                    || age >= OUTDATED_FOR\n",
+        wrong: "                    || age < Duration::MAX\n",
+        breaks: &["NothingIsLost"],
+    },
+    Mistake {
+        what: "a listing from before a reshard ends a closed shard at its tip",
+        file: "source/ending.rs",
+        right: "self.responses >= OPEN_RESPONSES ||",
+        wrong: "self.responses >= OPEN_RESPONSES - 1 ||",
+        breaks: &["NothingIsLost"],
     },
     Mistake {
         what: "a pushed shard end is not checked for losses",

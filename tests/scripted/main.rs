@@ -21,9 +21,11 @@ mod adapters {
 
 /// Reads that end, and reads of some shards.
 mod bounds {
+    mod closed_shards;
     mod endings;
     mod jobs;
     mod only_shards;
+    mod outdated_listings;
 }
 
 /// Delivery and acknowledgement.

@@ -142,6 +142,12 @@ impl Panics {
         }
     }
 
+    /// Notes a panic of another part.
+    #[allow(dead_code, reason = "only fleets have panics of other parts")]
+    pub(crate) fn note_other(&self) {
+        self.armed.fired.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Returns the client with an interceptor that may panic.
     pub(crate) fn client(&self, client: Client) -> Client {
         if !self.are_planned() {

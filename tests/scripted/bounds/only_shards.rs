@@ -76,6 +76,39 @@ async fn stream_ends_with_the_named_shards_and_reads_no_other_child() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn fan_out_subscribes_to_the_named_shards_only() {
+    for names_children in [true, false] {
+        let (kinesis, orders) = orders(3);
+        kinesis.set_child_shards(names_children);
+        for shard in 0..3 {
+            orders.shard(shard).put(shard.to_string());
+        }
+        let [left, right] = orders.shard(0).split();
+        left.put("3");
+        right.put("4");
+        // Without an ending position, the ends of the shards end the stream.
+        let store = MemoryStore::new();
+        let builder = |named: &[usize]| only(&kinesis, named).fan_out("billing");
+        let closed = builder(&[0]).store(store.clone()).build().unwrap();
+        assert_eq!(rest(&mut closed.records()).await, [0], "{names_children}");
+        closed.close().await.unwrap();
+        // The child continues after its parent, in the same application.
+        let child = builder(&[0, 4]).store(store.clone()).build().unwrap();
+        let mut records = child.records();
+        assert_eq!(number(&next(&mut records).await), 4);
+        assert_silent(&mut records).await;
+        drop(records);
+        child.close().await.unwrap();
+        let open = builder(&[2]).ending_position(EndingPosition::Latest);
+        assert_eq!(rest(&mut open.build().unwrap().records()).await, [2]);
+        let subscribed = calls(&kinesis, "SubscribeToShard").into_iter();
+        let subscribed: BTreeSet<ShardId> = subscribed.filter_map(|call| call.shard_id).collect();
+        assert_eq!(subscribed, [0, 2, 4].map(id).into());
+        assert!(calls(&kinesis, "GetRecords").is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn stream_of_a_closed_shard_ends_with_records_in_flight() {
     let (kinesis, orders) = orders(1);
     orders.shard(0).put("0");
