@@ -1,5 +1,6 @@
 //! `kinestream put`: lines into a stream, one record per line.
 
+mod ahead;
 mod key;
 mod lines;
 mod progress;
