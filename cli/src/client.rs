@@ -7,9 +7,16 @@ use aws_sdk_kinesis::types::StreamSummary;
 
 use crate::arguments::Aws;
 use crate::failure::{Failure, Outcome};
+use crate::nearest::nearest;
+use crate::profile;
 
 /// Creates a client from the usual AWS sources and the options.
 pub(crate) async fn connect(aws: &Aws) -> Outcome<Client> {
+    let is_local = aws.endpoint_url.as_deref().is_some_and(is_local);
+    // A local server needs no profile.
+    if !is_local || aws.profile.is_some() {
+        profile::check(aws.profile.as_deref()).await?;
+    }
     let mut loader = aws_config::defaults(BehaviorVersion::latest());
     if let Some(profile) = &aws.profile {
         loader = loader.profile_name(profile);
@@ -21,7 +28,7 @@ pub(crate) async fn connect(aws: &Aws) -> Outcome<Client> {
         loader = loader.endpoint_url(url);
         let is_set = |name: &str| std::env::var_os(name).is_some();
         // Local servers check no credentials.
-        if is_local(url) && aws.profile.is_none() && !is_set("AWS_ACCESS_KEY_ID") {
+        if is_local && aws.profile.is_none() && !is_set("AWS_ACCESS_KEY_ID") {
             loader = loader
                 .credentials_provider(Credentials::new("local", "local", None, None, "local"));
         }
@@ -29,7 +36,7 @@ pub(crate) async fn connect(aws: &Aws) -> Outcome<Client> {
     let mut config = loader.load().await;
     if config.region().is_none() {
         // A local server has one region, but the signature of a call needs a name.
-        if !aws.endpoint_url.as_deref().is_some_and(is_local) {
+        if !is_local {
             return Err(Failure::no_region());
         }
         config = config.into_builder().region(Region::new("us-east-1")).build();
@@ -83,9 +90,12 @@ pub(crate) async fn list_streams(client: &Client) -> Outcome<Vec<StreamSummary>>
     Ok(streams)
 }
 
+/// The status of a stream of which the server returns the name only.
+pub(crate) const UNKNOWN: &str = "-";
+
 fn unsummarized(name: &str) -> Option<StreamSummary> {
     let summary =
-        StreamSummary::builder().stream_name(name).stream_arn("").stream_status("-".into());
+        StreamSummary::builder().stream_name(name).stream_arn("").stream_status(UNKNOWN.into());
     summary.build().ok()
 }
 
@@ -108,21 +118,6 @@ pub(crate) async fn suggest_names(client: &Client, stream: &str, failure: Failur
     }
 }
 
-/// Returns up to three names that resemble `name`, the most similar one first.
-fn nearest<'a>(name: &str, names: &[&'a str]) -> Vec<&'a str> {
-    let distance = |other: &str| {
-        let (name, other) = (name.to_lowercase(), other.to_lowercase());
-        if name.len() > 2 && (other.contains(&name) || name.contains(&other)) {
-            return 1;
-        }
-        strsim::damerau_levenshtein(&name, &other)
-    };
-    let near = names.iter().map(|other| (distance(other), *other));
-    let mut near: Vec<_> = near.filter(|(distance, _)| *distance <= 1 + name.len() / 4).collect();
-    near.sort_unstable();
-    near.into_iter().take(3).map(|(_, name)| name).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,13 +136,5 @@ mod tests {
         ] {
             assert!(!is_local(url), "{url}");
         }
-    }
-
-    #[test]
-    fn similar_names_are_suggested() {
-        let names = ["orders", "orders-dev", "payments", "border"];
-        assert_eq!(nearest("ordrs", &names), ["orders"]);
-        assert_eq!(nearest("Orders", &names), ["orders", "orders-dev", "border"]);
-        assert_eq!(nearest("clicks", &names), [""; 0]);
     }
 }

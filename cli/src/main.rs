@@ -12,8 +12,11 @@ mod demo;
 mod describe;
 mod failure;
 mod live;
+mod nearest;
 mod output;
 mod payload;
+mod position;
+mod profile;
 mod put;
 mod quantity;
 mod seek;
@@ -21,6 +24,7 @@ mod signals;
 #[cfg(test)]
 mod snapshot;
 mod status;
+mod store;
 mod streams;
 mod table;
 mod tail;
@@ -59,8 +63,8 @@ async fn run(arguments: Arguments) -> Outcome<()> {
     match arguments.command {
         Command::Tail(arguments) => tail::run(&arguments, &aws).await,
         Command::Put(arguments) => put::run(&arguments, &aws).await,
-        Command::Streams => streams::run(&aws).await,
-        Command::Describe { stream } => describe::run(&stream, &aws).await,
+        Command::Streams(arguments) => streams::run(&arguments, &aws).await,
+        Command::Describe(arguments) => describe::run(&arguments, &aws).await,
         Command::Status(arguments) => status::run(&arguments, &aws).await,
         Command::Seek(arguments) => seek::seek(&arguments, &aws).await,
         Command::Reset(arguments) => seek::reset(&arguments, &aws).await,

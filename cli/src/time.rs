@@ -98,6 +98,18 @@ pub(crate) fn shown(time: SystemTime) -> String {
     Timestamp::try_from(time).map_or_else(|_| "-".to_owned(), |time| format!("{time:.3}"))
 }
 
+/// Writes the time as [`shown`] does, or null.
+#[allow(clippy::ref_option, reason = "serde passes a reference to the field")]
+pub(crate) fn serialize<S: serde::Serializer>(
+    time: &Option<SystemTime>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => serializer.serialize_str(&shown(*time)),
+        None => serializer.serialize_none(),
+    }
+}
+
 /// Returns the time to the second, in UTC, for tables: `2026-11-01 12:00:00`.
 pub(crate) fn short(time: SystemTime) -> String {
     let time = Timestamp::try_from(time);

@@ -145,6 +145,23 @@ async fn closed_pipe_ends_a_quiet_stream_with_success() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn fan_out_registers_its_consumer_and_reads_over_a_split() {
+    let server = Server::with_orders(2).await;
+    put_numbers(&server.client, "orders", 0..300).await.unwrap();
+    split_first_shard(&server.client, "orders").await.unwrap();
+    put_numbers(&server.client, "orders", 300..500).await.unwrap();
+    let words = "tail orders --fan-out dashboard --since trim-horizon --exit-at-end";
+    let read = server.run(words).await;
+    assert_eq!(read.lines().len(), 500);
+    assert_eq!(numbers(&read.lines()), (0..500).collect());
+    let described = server.run("describe orders").await;
+    assert!(described.stdout.contains("\ndashboard            active  20"), "{described:?}");
+    // The consumer exists already.
+    let read = server.run(&format!("{words} -n 7 --sort")).await;
+    assert_eq!(read.lines().len(), 7);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn demonstration_needs_no_account() {
     let words = "tail --demo --since trim-horizon -n 1000 --output raw";
     let read = run(&mut command(words), "").await;
