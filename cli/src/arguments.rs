@@ -18,6 +18,8 @@ pub(crate) use put::PutArguments;
 pub(crate) use store::Store;
 pub(crate) use tail::{OutputName, TailArguments};
 
+use crate::stream_arn::parse_stream;
+
 /// Reads, writes and inspects Amazon Kinesis Data Streams.
 #[derive(Debug, Parser)]
 #[command(name = "kinestream", version, max_term_width = 100, arg_required_else_help = true)]
@@ -34,10 +36,14 @@ pub(crate) struct Arguments {
 }
 
 impl Arguments {
-    /// Refuses arguments that contradict each other in a way that only their values show.
-    pub(crate) fn check(&self) -> Result<(), String> {
+    /// Refuses arguments that contradict each other in a way that only their values show. Returns the
+    /// name of the command, and the message.
+    pub(crate) fn check(&self) -> Result<(), (&'static str, String)> {
         match &self.command {
-            Command::Tail(arguments) => arguments.check(SystemTime::now()),
+            Command::Tail(arguments) => {
+                arguments.check(SystemTime::now()).map_err(|message| ("tail", message))
+            }
+            Command::Seek(arguments) => arguments.check().map_err(|message| ("seek", message)),
             _ => Ok(()),
         }
     }
@@ -97,6 +103,7 @@ pub(crate) struct StreamsArguments {
 #[derive(Debug, Args)]
 pub(crate) struct DescribeArguments {
     /// Name or ARN of the stream
+    #[arg(value_parser = parse_stream)]
     pub(crate) stream: String,
     /// text (for people), or json (an object on one line)
     #[arg(short, long, value_enum, hide_possible_values = true, value_name = "FORMAT")]
@@ -167,6 +174,8 @@ mod tests {
             "tail orders --last 3 --since 10m",
             "tail orders --application billing",
             "tail orders --sentinel-master mymaster",
+            "tail orders/1",
+            "tail --demo --application billing --redis redis://127.0.0.1/",
             "tail orders --grep (",
             "tail orders --region eu_west_1",
             "tail orders --endpoint-url 127.0.0.1:4567",
@@ -193,6 +202,9 @@ mod tests {
     fn contradictions_of_several_values_are_refused() {
         for words in [
             "--since 10m --until 1h",
+            "--since 10m --until 10m",
+            "--since 49590338271490256608559692538361571095921575989136588898",
+            "--since 49590338271490256608559692538361571095921575989136588898 --shard 1 --shard 2",
             "--until 10m",
             "--since latest --until 2026-01-01",
             "--template {data} --output json",
@@ -206,11 +218,22 @@ mod tests {
             "--until 2999-01-01",
             "--since trim-horizon --until 10m",
             "--until 10m --application billing --redis redis://127.0.0.1/",
+            "--since 49590338271490256608559692538361571095921575989136588898 --shard 1",
             "--template {data} --output template",
         ] {
             let parsed = parse(&format!("tail orders {words}")).unwrap();
             assert_eq!(parsed.check(), Ok(()), "{words:?}");
         }
+    }
+
+    #[test]
+    fn sequence_number_is_a_position_of_one_shard() {
+        let number = "49590338271490256608559692538361571095921575989136588898";
+        let words = format!("seek orders --application a --redis redis://127.0.0.1/ --to {number}");
+        let (name, message) = parse(&words).unwrap().check().unwrap_err();
+        assert_eq!(name, "seek");
+        assert!(message.contains("exactly one --shard"), "{message}");
+        assert_eq!(parse(&format!("{words} --shard 3")).unwrap().check(), Ok(()));
     }
 
     #[test]

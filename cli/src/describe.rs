@@ -5,38 +5,26 @@ mod tree;
 
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::types::Consumer;
-use console::{Term, truncate_str};
 
 use crate::arguments::{Aws, DescribeArguments, ReportFormat};
 use crate::client::{self, of_stream, suggest_names};
 use crate::failure::{Failure, Outcome};
-use crate::output::{Paint, json_line, write_out};
+use crate::output::{Paint, json_line, write_out, write_report};
 
 use description::Description;
 use tree::Node;
 
 pub(crate) async fn run(arguments: &DescribeArguments, aws: &Aws) -> Outcome<()> {
-    let client = client::connect(aws).await?;
+    let client = client::connect(aws, Some(&arguments.stream)).await?;
     let description = match describe(&client, &arguments.stream).await {
         Ok(description) => description,
         Err(failure) => return Err(suggest_names(&client, &arguments.stream, failure).await),
     };
-    let text = match arguments.output {
-        ReportFormat::Text => fit(&description.shown(Paint::stdout())),
-        ReportFormat::Json => json_line(&description)?,
+    let written = match arguments.output {
+        ReportFormat::Text => write_report(&description.shown(Paint::stdout())),
+        ReportFormat::Json => write_out(json_line(&description)?.as_bytes()),
     };
-    write_out(text.as_bytes())?;
-    Ok(())
-}
-
-/// Cuts the lines to the width of the terminal: sequence numbers have 56 digits. Leaves them whole in
-/// a pipe or a file.
-fn fit(text: &str) -> String {
-    let terminal = Some(Term::stdout()).filter(Term::is_term);
-    let width = terminal.as_ref().and_then(Term::size_checked).map(|(_, width)| width);
-    let Some(width) = width else { return text.to_owned() };
-    let cut = |line: &str| truncate_str(line, usize::from(width), "…").into_owned() + "\n";
-    text.lines().map(cut).collect()
+    written.map(drop)
 }
 
 async fn describe(client: &Client, stream: &str) -> Outcome<Description> {

@@ -25,6 +25,7 @@ mod signals;
 mod snapshot;
 mod status;
 mod store;
+mod stream_arn;
 mod streams;
 mod table;
 mod tail;
@@ -39,8 +40,12 @@ use failure::{Failure, Outcome};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Err(message) = arguments.check() {
-        Arguments::command().error(clap::error::ErrorKind::ValueValidation, message).exit();
+    if let Err((name, message)) = arguments.check() {
+        let mut command = Arguments::command();
+        command.build();
+        let subcommand = command.find_subcommand_mut(name);
+        let kind = clap::error::ErrorKind::ValueValidation;
+        subcommand.unwrap_or(&mut Arguments::command()).error(kind, message).exit();
     }
     if let Command::Completions { shell } = arguments.command {
         return completions(shell);

@@ -36,7 +36,7 @@ pub(crate) async fn run(arguments: &PutArguments, aws: &Aws) -> Outcome<()> {
     if arguments.dry_run {
         return dry_run(arguments, lines, progress, stop).await;
     }
-    let client = client::connect(aws).await?;
+    let client = client::connect(aws, Some(&arguments.stream)).await?;
     let sender = Sender::new(client.clone(), arguments);
     let mut put = Put::new(arguments, sender, progress);
     let mut first = stop.clone();

@@ -19,10 +19,6 @@ use crate::time::{self, Since};
 
 pub(crate) async fn seek(arguments: &SeekArguments, aws: &Aws) -> Outcome<()> {
     let target = &arguments.target;
-    if matches!(arguments.to, Since::Sequence(_)) && arguments.shard.len() != 1 {
-        return Err(Failure::new("a sequence number belongs to one shard")
-            .advise("Add exactly one --shard."));
-    }
     let consumer = consumer(target, aws).await?;
     let status = consumer.status().await?;
     check(&status, target)?;
@@ -46,7 +42,7 @@ pub(crate) async fn seek(arguments: &SeekArguments, aws: &Aws) -> Outcome<()> {
         let to = match &arguments.to {
             Since::TrimHorizon => StartingPosition::TrimHorizon,
             Since::Time(time) => StartingPosition::AtTimestamp(*time),
-            // A sequence number has one shard, as checked above.
+            // A sequence number has one shard, as the arguments check.
             Since::Latest | Since::Sequence(_) => StartingPosition::Latest,
         };
         consumer.seek(to).await?;
@@ -83,7 +79,7 @@ pub(crate) async fn reset(arguments: &ResetArguments, aws: &Aws) -> Outcome<()> 
 }
 
 async fn consumer(target: &Target, aws: &Aws) -> Outcome<Consumer> {
-    let client = client::connect(aws).await?;
+    let client = client::connect(aws, Some(&target.stream)).await?;
     let store = store::connect(&target.store).await?;
     let builder = Consumer::builder(client, &target.stream).application(&target.application);
     Ok(builder.store(store).build()?)

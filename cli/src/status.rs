@@ -15,7 +15,9 @@ use kinestream::{ApplicationStatus, Consumer, ShardId, ShardState};
 use crate::arguments::{Aws, ReportFormat, StatusArguments};
 use crate::client;
 use crate::failure::{Failure, Outcome};
-use crate::output::{Paint, Written, is_reader_gone, json_line, say, write_out};
+use crate::output::{
+    Paint, Written, is_reader_gone, json_line, obeys_codes, say, write_out, write_report,
+};
 use crate::quantity::counted;
 use crate::signals::Stop;
 use crate::store;
@@ -25,15 +27,15 @@ use report::Report;
 /// The calls of Kinesis that run at once.
 const CONCURRENT_CALLS: usize = 8;
 
-/// The lag of each shard in milliseconds.
-type Lags = BTreeMap<ShardId, i64>;
+/// The lag of each shard in milliseconds, or the reason for which it is unknown.
+type Lags = BTreeMap<ShardId, Outcome<u64>>;
 
 pub(crate) async fn run(arguments: &StatusArguments, aws: &Aws) -> Outcome<()> {
     let (Some(stream), Some(application)) = (&arguments.stream, &arguments.application) else {
         return applications::run(arguments).await;
     };
     let mut stop = Stop::listen()?;
-    let client = client::connect(aws).await?;
+    let client = client::connect(aws, Some(stream)).await?;
     let store = store::connect(&arguments.store).await?;
     let consumer =
         Consumer::builder(client.clone(), stream).application(application).store(store).build()?;
@@ -64,21 +66,17 @@ pub(crate) async fn run(arguments: &StatusArguments, aws: &Aws) -> Outcome<()> {
 }
 
 fn write(report: &Report, arguments: &StatusArguments) -> Outcome<Written> {
-    let text = match arguments.output {
-        ReportFormat::Text => placed(report.shown(Paint::stdout()), arguments),
-        ReportFormat::Json => json_line(report)?,
-    };
-    write_out(text.as_bytes())
+    match arguments.output {
+        ReportFormat::Text => write_text(&report.shown(Paint::stdout()), arguments),
+        ReportFormat::Json => write_out(json_line(report)?.as_bytes()),
+    }
 }
 
 /// Shows a failure in the place of a report. Lines of JSON are reports only, so that each has the same
 /// fields: with them, the failure goes to stderr.
 fn write_failure(failure: &Failure, arguments: &StatusArguments) -> Outcome<Written> {
     match arguments.output {
-        ReportFormat::Text => {
-            let text = failure.shown(Paint::stdout()) + "\n";
-            write_out(placed(text, arguments).as_bytes())
-        }
+        ReportFormat::Text => write_text(&(failure.shown(Paint::stdout()) + "\n"), arguments),
         ReportFormat::Json => {
             say(&format!("{}\n", failure.shown(Paint::stderr())));
             Ok(Written::All)
@@ -86,15 +84,17 @@ fn write_failure(failure: &Failure, arguments: &StatusArguments) -> Outcome<Writ
     }
 }
 
-/// Returns the text, which replaces the last one on a terminal with `--watch`.
-fn placed(text: String, arguments: &StatusArguments) -> String {
-    let is_replaced = arguments.watch.is_some() && std::io::stdout().is_terminal();
-    if is_replaced { on_screen(&text) } else { text }
+/// Writes the text, which replaces the last one on a terminal with `--watch`.
+fn write_text(text: &str, arguments: &StatusArguments) -> Outcome<Written> {
+    let is_replaced = arguments.watch.is_some() && std::io::stdout().is_terminal() && obeys_codes();
+    if is_replaced { write_out(on_screen(text).as_bytes()) } else { write_report(text) }
 }
 
 /// Returns the text with the codes that put it in the place of the last one.
 fn on_screen(text: &str) -> String {
-    let (height, width) = console::Term::stdout().size_checked().unwrap_or((24, 80));
+    let size = console::Term::stdout().size_checked();
+    // Some pseudo-terminals have no size.
+    let (height, width) = size.filter(|size| size.0 > 0 && size.1 > 0).unwrap_or((24, 80));
     let lines = fit(text, usize::from(height), usize::from(width));
     // Each line removes the rest of the line before it.
     format!("\x1b[H{}\x1b[K\x1b[J", lines.join("\x1b[K\r\n") + "\x1b[K\r\n")
@@ -127,10 +127,9 @@ async fn describe(client: &Client, stream: &str, consumer: &Consumer) -> Outcome
             (shard, lag)
         })
         .buffer_unordered(CONCURRENT_CALLS)
-        .filter_map(async |(shard, lag)| lag.map(|lag| (shard, lag)))
-        .collect::<Vec<_>>()
+        .collect()
         .await;
-    Ok(Report::new(status, &lags.into_iter().collect(), SystemTime::now()))
+    Ok(Report::new(status, &lags, SystemTime::now()))
 }
 
 /// Describes an application of which nothing is stored.

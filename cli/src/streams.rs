@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::arguments::{Aws, ReportFormat, StreamsArguments};
 use crate::client::{self, UNKNOWN, list_streams};
 use crate::failure::{Failure, Outcome};
-use crate::output::{Paint, escape, json_line, write_out};
+use crate::output::{Paint, escape, json_line, write_out, write_report};
 use crate::quantity::count;
 use crate::table::Table;
 use crate::time;
@@ -42,7 +42,7 @@ struct Line {
 }
 
 pub(crate) async fn run(arguments: &StreamsArguments, aws: &Aws) -> Outcome<()> {
-    let client = client::connect(aws).await?;
+    let client = client::connect(aws, None).await?;
     let streams = list_streams(&client).await?;
     let streams = futures::stream::iter(streams)
         .map(|stream| describe(&client, stream))
@@ -51,12 +51,11 @@ pub(crate) async fn run(arguments: &StreamsArguments, aws: &Aws) -> Outcome<()> 
         .await?;
     let region = client.config().region().map_or_else(|| "-".to_owned(), ToString::to_string);
     let listing = Listing { region, streams };
-    let text = match arguments.output {
-        ReportFormat::Text => shown(&listing, Paint::stdout()),
-        ReportFormat::Json => json_line(&listing)?,
+    let written = match arguments.output {
+        ReportFormat::Text => write_report(&shown(&listing, Paint::stdout())),
+        ReportFormat::Json => write_out(json_line(&listing)?.as_bytes()),
     };
-    write_out(text.as_bytes())?;
-    Ok(())
+    written.map(drop)
 }
 
 async fn describe(client: &Client, stream: StreamSummary) -> Outcome<Line> {

@@ -7,7 +7,8 @@ use kinestream::ShardId;
 
 use super::ReportFormat;
 use super::store::Store;
-use super::values::{pause, shard};
+use super::values::{ONE_SHARD, pause, shard};
+use crate::stream_arn::parse_stream;
 use crate::time::{self, Since};
 
 pub(super) const SEEK_EXAMPLES: &str = "\
@@ -19,6 +20,7 @@ Examples:
 #[command(mut_arg("redis", |redis| redis.required(true)))]
 pub(crate) struct StatusArguments {
     /// Name or ARN of the stream; all streams of the store by default
+    #[arg(value_parser = parse_stream)]
     pub(crate) stream: Option<String>,
     /// The application; all applications of the store by default
     #[arg(long, value_name = "NAME", requires = "stream")]
@@ -40,6 +42,7 @@ pub(crate) struct StatusArguments {
 #[command(mut_arg("redis", |redis| redis.required(true)))]
 pub(crate) struct Target {
     /// Name or ARN of the stream, as the application names it
+    #[arg(value_parser = parse_stream)]
     pub(crate) stream: String,
     /// The application
     #[arg(long, value_name = "NAME")]
@@ -68,6 +71,15 @@ pub(crate) struct SeekArguments {
     pub(crate) shard: Vec<ShardId>,
     #[command(flatten)]
     pub(crate) target: Target,
+}
+
+impl SeekArguments {
+    pub(super) fn check(&self) -> Result<(), String> {
+        if matches!(self.to, Since::Sequence(_)) && self.shard.len() != 1 {
+            return Err(ONE_SHARD.to_owned());
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug, Args)]

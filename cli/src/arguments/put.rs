@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::put::KeyTemplate;
+use crate::stream_arn::parse_stream;
 
 pub(super) const EXAMPLES: &str = "\
 Key templates: text with {line} (the line), {number} (its number), {random}, and {.customer.id} (a
@@ -20,6 +21,7 @@ Examples:
 #[derive(Debug, Args)]
 pub(crate) struct PutArguments {
     /// Name or ARN of the stream
+    #[arg(value_parser = parse_stream)]
     pub(crate) stream: String,
     /// Files of lines; - or none for stdin
     pub(crate) files: Vec<PathBuf>,

@@ -7,9 +7,10 @@ use kinestream::ShardId;
 use regex::bytes::Regex;
 
 use super::store::Store;
-use super::values::shard;
+use super::values::{ONE_SHARD, shard};
 use crate::output::Template;
 use crate::payload::Step;
+use crate::stream_arn::parse_stream;
 use crate::time::{self, Since};
 
 pub(super) const EXAMPLES: &str = "\
@@ -24,10 +25,10 @@ Examples:
 #[derive(Debug, Args)]
 pub(crate) struct TailArguments {
     /// Name or ARN of the stream
-    #[arg(required_unless_present = "demo", conflicts_with = "demo")]
+    #[arg(required_unless_present = "demo", conflicts_with = "demo", value_parser = parse_stream)]
     pub(crate) stream: Option<String>,
     /// Reads a generated stream on a Kinesis in this process, without an account
-    #[arg(long)]
+    #[arg(long, conflicts_with = "application")]
     pub(crate) demo: bool,
 
     /// Starts at: latest, trim-horizon, a time (2026-11-01, 2026-11-01T12:00:00Z), a duration before
@@ -44,10 +45,11 @@ pub(crate) struct TailArguments {
     pub(crate) exit_at_end: bool,
     /// Ends after this many printed records
     #[arg(short = 'n', long = "count", value_name = "COUNT", help_heading = "Range")]
+    #[arg(allow_negative_numbers = true)]
     pub(crate) count: Option<u64>,
     /// Prints the last N records before now and ends. Reads back in growing steps: up to eight times
     /// as much of the stream as the records need
-    #[arg(long, value_name = "N", help_heading = "Range")]
+    #[arg(long, value_name = "N", help_heading = "Range", allow_negative_numbers = true)]
     #[arg(conflicts_with_all = ["since", "until", "exit_at_end", "count", "application", "fan_out"])]
     pub(crate) last: Option<usize>,
 
@@ -94,7 +96,8 @@ pub(crate) struct TailArguments {
     #[arg(short, long, help_heading = "Output")]
     pub(crate) quiet: bool,
 
-    /// Uses enhanced fan-out with this registered consumer, which is registered if necessary
+    /// Uses enhanced fan-out with this registered consumer. It is registered if necessary, and stays
+    /// registered
     #[arg(long, value_name = "NAME", help_heading = "Consumer")]
     pub(crate) fan_out: Option<String>,
     /// Reads as a worker of this application: resumes from its checkpoints, moves them, and takes a
@@ -116,6 +119,9 @@ impl TailArguments {
             return Err("--redis holds the checkpoints of an application; pass --application as \
                         well"
                 .to_owned());
+        }
+        if matches!(self.since, Since::Sequence(_)) && self.shard.len() != 1 {
+            return Err(ONE_SHARD.to_owned());
         }
         let Some(until) = self.until else { return Ok(()) };
         match self.since {

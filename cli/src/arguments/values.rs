@@ -6,6 +6,10 @@ use kinestream::ShardId;
 
 use crate::time;
 
+/// The refusal of a sequence number as the position of no shard or of several.
+pub(super) const ONE_SHARD: &str =
+    "a sequence number belongs to one shard; add exactly one --shard";
+
 /// Parses a pause of at least one second.
 pub(super) fn pause(text: &str) -> Result<Duration, String> {
     match time::duration(text)? {

@@ -72,6 +72,9 @@ impl LineReader {
             let name = path.display().to_string();
             let file = File::open(path)
                 .map_err(|error| Failure::new(format!("cannot open {name}: {error}")))?;
+            if file.metadata().is_ok_and(|data| data.is_dir()) {
+                return Err(Failure::new(format!("cannot read {name}: it is a directory")));
+            }
             inputs.push((name.into(), Box::new(file)));
         }
         if inputs.is_empty() {

@@ -4,8 +4,9 @@ use serde::Serialize;
 
 use crate::arguments::{ReportFormat, StatusArguments};
 use crate::failure::Outcome;
-use crate::output::{Paint, escape, json_line, write_out};
+use crate::output::{Paint, escape, json_line, write_out, write_report};
 use crate::store::keys;
+use crate::stream_arn::StreamArn;
 use crate::table::Table;
 
 /// The end of the keys that every application has. `kinestream::store` documents the layout.
@@ -36,12 +37,11 @@ pub(super) async fn run(arguments: &StatusArguments) -> Outcome<()> {
         applications.retain(|application| application.stream == name);
     }
     let listing = Listing { applications };
-    let text = match arguments.output {
-        ReportFormat::Text => shown(&listing, Paint::stdout()),
-        ReportFormat::Json => json_line(&listing)?,
+    let written = match arguments.output {
+        ReportFormat::Text => write_report(&shown(&listing, Paint::stdout())),
+        ReportFormat::Json => write_out(json_line(&listing)?.as_bytes()),
     };
-    write_out(text.as_bytes())?;
-    Ok(())
+    written.map(drop)
 }
 
 /// Parses the key of an application's format.
@@ -54,13 +54,10 @@ fn parse(key: &str) -> Option<Application> {
 
 /// Returns the name under which the store keeps a stream: of an ARN `account:region:name`.
 fn store_name(stream: &str) -> String {
-    let parts: Vec<&str> = stream.split(':').collect();
-    match parts[..] {
-        ["arn", _, "kinesis", region, account, name] => {
-            format!("{account}:{region}:{}", name.trim_start_matches("stream/"))
-        }
-        _ => stream.to_owned(),
-    }
+    StreamArn::parse(stream).map_or_else(
+        || stream.to_owned(),
+        |arn| format!("{}:{}:{}", arn.account, arn.region, arn.name),
+    )
 }
 
 fn shown(listing: &Listing, paint: Paint) -> String {

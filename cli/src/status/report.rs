@@ -24,6 +24,9 @@ pub(super) struct Report {
     /// The largest lag; `None` if no lag is known.
     millis_behind_latest: Option<u64>,
     shards: Vec<ShardReport>,
+    /// The reason for which the lag of a shard is unknown.
+    #[serde(skip)]
+    lag_failure: Option<String>,
 }
 
 /// The status of a shard.
@@ -43,10 +46,10 @@ struct ShardReport {
 
 impl Report {
     pub(super) fn new(status: ApplicationStatus, lags: &Lags, now: SystemTime) -> Self {
-        // A negative lag is that of a clock.
-        let lag = |millis: &i64| u64::try_from(*millis).unwrap_or(0);
+        let lag = |shard: &ShardId| lags.get(shard).and_then(|lag| lag.as_ref().ok()).copied();
+        let failure = lags.values().find_map(|lag| lag.as_ref().err());
         let shards = status.shards.into_iter().map(|(shard_id, shard)| ShardReport {
-            millis_behind_latest: lags.get(&shard_id).map(lag),
+            millis_behind_latest: lag(&shard_id),
             shard_id,
             state: shard.state,
             owner: shard.owner,
@@ -60,7 +63,8 @@ impl Report {
             application: status.application,
             stream: status.stream,
             workers: status.workers,
-            millis_behind_latest: lags.values().map(lag).max(),
+            millis_behind_latest: lags.values().flatten().copied().max(),
+            lag_failure: failure.map(|failure| failure.message().to_owned()),
             shards: shards.collect(),
         }
     }
@@ -78,7 +82,7 @@ impl Report {
             paint.heading("workers    "),
             workers(&self.workers, paint),
             paint.heading("behind     "),
-            lag(self.millis_behind_latest),
+            self.behind(),
         );
         let mut table =
             Table::new(&["SHARD", "STATE", "BEHIND", "OWNER", "POSITION"]).right(&[0, 2]);
@@ -98,6 +102,15 @@ impl Report {
         }
         text += &table.shown(paint);
         text
+    }
+
+    /// Returns the largest lag, or the reason for which no lag is known.
+    fn behind(&self) -> String {
+        match (self.millis_behind_latest, &self.lag_failure) {
+            (Some(lag), _) => lag_shown(lag),
+            (None, Some(failure)) => format!("unknown ({})", escape(failure.as_bytes())),
+            (None, None) => "-".to_owned(),
+        }
     }
 }
 
@@ -142,6 +155,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::failure::Failure;
     use crate::output::json_line;
 
     /// Returns the status of an application with a parent that is read and two children that wait.
@@ -166,7 +180,7 @@ mod tests {
         let (position, epoch) =
             (status.shards[&parent].position.clone(), status.shards[&parent].epoch);
         let position = position.unwrap().to_string();
-        let lags = Lags::from([(parent, 1500)]);
+        let lags = Lags::from([(parent, Ok(1500))]);
         let report = Report::new(status, &lags, UNIX_EPOCH + Duration::from_secs(1_767_225_600));
         let json: Value = serde_json::from_str(&json_line(&report).unwrap()).unwrap();
         let child = |id| {
@@ -208,12 +222,17 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn clock_that_is_ahead_is_no_lag() {
+    async fn reason_is_shown_if_no_lag_is_known() {
         let status = status().await;
-        let lags = status.shards.keys().map(|shard| (shard.clone(), -1)).collect();
-        let report = Report::new(status, &lags, UNIX_EPOCH);
-        assert_eq!(report.millis_behind_latest, Some(0));
-        assert!(report.shown(Paint::plain()).contains("behind      caught up\n"));
+        let mut lags: Lags = Lags::new();
+        for shard in status.shards.keys() {
+            lags.insert(shard.clone(), Err(Failure::new("access denied: GetRecords")));
+        }
+        let shown =
+            |lags: &Lags| Report::new(status.clone(), lags, UNIX_EPOCH).shown(Paint::plain());
+        assert!(shown(&lags).contains("behind      unknown (access denied: GetRecords)\n"));
+        lags.insert(status.shards.keys().next().unwrap().clone(), Ok(0));
+        assert!(shown(&lags).contains("behind      caught up\n"));
     }
 
     #[test]

@@ -35,8 +35,7 @@ impl Reading<'_> {
                 builder.starting_position_for(shard.clone(), position)
             }
             (Since::Sequence(_), _) => {
-                return Err(Failure::new("a sequence number belongs to one shard")
-                    .advise("Add exactly one --shard."));
+                return Err(Failure::new("a sequence number belongs to one shard"));
             }
         };
         builder = bounds::until(builder, arguments);

@@ -72,6 +72,8 @@ async fn files_are_put_and_a_missing_one_puts_nothing() {
     let missing = folder.join("missing").display().to_string();
     let refused = server.run(&format!("put orders {} {missing} --key k", one.display())).await;
     assert!(refused.failure().contains(&format!("cannot open {missing}")), "{}", refused.stderr);
+    let refused = server.run(&format!("put orders {} {}", one.display(), folder.display())).await;
+    assert!(refused.failure().ends_with(": it is a directory\n"), "{}", refused.stderr);
     server.run(&format!("put orders {} {} --key k", one.display(), two.display())).await.lines();
     assert_eq!(contents(&server).await["k"], ["a", "b", "c"]);
     std::fs::remove_dir_all(&folder).unwrap();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use aws_sdk_kinesis::primitives::Blob;
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
 use crate::ferrokinesis_server::{create_stream, put_numbers, split_first_shard};
 use crate::kinesis_local::KinesisLocal;
@@ -184,6 +184,27 @@ async fn unknown_stream_is_reported_with_similar_names() {
     assert!(failure.contains("  Did you mean orders?\n"), "{failure}");
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn full_disk_is_reported() {
+    let server = Server::with_orders(1).await;
+    put_numbers(&server.client, "orders", 0..10).await.unwrap();
+    for words in [
+        "tail orders --since trim-horizon",
+        "tail orders --last 3",
+        "describe orders",
+        "streams --output json",
+        "completions bash",
+    ] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut child = server.command(words).stdout(full).spawn().unwrap();
+        let mut stderr = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut stderr).await.unwrap();
+        assert_eq!(child.wait().await.unwrap().code(), Some(1), "{words}");
+        assert!(stderr.starts_with("error: cannot write to stdout: No space left"), "{stderr}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn missing_region_and_credentials_are_reported_with_the_options() {
     let read = run(&mut command("tail orders"), "").await;
@@ -210,6 +231,7 @@ async fn wrong_arguments_have_exit_code_2() {
     let read = run(&mut command("tail orders --until 10m"), "").await;
     assert_eq!(read.code, Some(2));
     assert!(read.stderr.contains("--until is in the past"), "{}", read.stderr);
+    assert!(read.stderr.contains("Usage: kinestream tail "), "{}", read.stderr);
 }
 
 #[tokio::test(flavor = "multi_thread")]
