@@ -175,6 +175,8 @@ mod tests {
             "tail orders --application billing",
             "tail orders --sentinel-master mymaster",
             "tail orders/1",
+            "tail orders --key=",
+            "tail orders --fan-out=",
             "tail --demo --application billing --redis redis://127.0.0.1/",
             "tail orders --grep (",
             "tail orders --region eu_west_1",

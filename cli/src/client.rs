@@ -123,7 +123,10 @@ pub(crate) async fn suggest_names(client: &Client, stream: &str, failure: Failur
         return failure;
     }
     let region = client.config().region().map_or_else(|| "-".to_owned(), ToString::to_string);
-    let failure = failure.advise(format!("The region is {region}; --region selects another one."));
+    let failure = failure.advise(match StreamArn::parse(stream) {
+        Some(_) => format!("The region is {region}, which the ARN names."),
+        None => format!("The region is {region}; --region selects another one."),
+    });
     // The permission to list may be missing: the failure is complete without.
     let Ok(streams) = list_streams(client).await else { return failure };
     let names: Vec<_> = streams.iter().map(|stream| stream.stream_name.as_str()).collect();

@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, ValueEnum};
 use kinestream::ShardId;
 use regex::bytes::Regex;
@@ -58,6 +59,7 @@ pub(crate) struct TailArguments {
     pub(crate) shard: Vec<ShardId>,
     /// Prints only records with this partition key
     #[arg(long, value_name = "KEY", help_heading = "Selection")]
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub(crate) key: Option<String>,
     /// Prints only records whose data matches this regular expression: the data after --decode, JSON
     /// without white space between its parts
@@ -99,6 +101,7 @@ pub(crate) struct TailArguments {
     /// Uses enhanced fan-out with this registered consumer. It is registered if necessary, and stays
     /// registered
     #[arg(long, value_name = "NAME", help_heading = "Consumer")]
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub(crate) fan_out: Option<String>,
     /// Reads as a worker of this application: resumes from its checkpoints, moves them, and takes a
     /// share of its shards
