@@ -76,7 +76,8 @@ pub(crate) enum Command {
     Streams(StreamsArguments),
     /// Shows a stream: its shards as a tree of splits and merges, its retention and its consumers
     Describe(DescribeArguments),
-    /// Shows the workers, positions and lag of an application
+    /// Shows the workers, positions and lag of an application, or lists the applications of a store
+    #[command(after_help = application::STATUS_EXAMPLES)]
     Status(StatusArguments),
     /// Moves an application to another position of the stream
     #[command(after_help = application::SEEK_EXAMPLES)]

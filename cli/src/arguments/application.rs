@@ -11,6 +11,13 @@ use super::values::{ONE_SHARD, pause, shard};
 use crate::stream_arn::parse_stream;
 use crate::time::{self, Since};
 
+pub(super) const STATUS_EXAMPLES: &str = "\
+Examples:
+  kinestream status --redis redis://127.0.0.1/
+  kinestream status orders --application billing --redis redis://127.0.0.1/ --watch
+  kinestream status orders --application billing --redis redis://127.0.0.1/ --output json
+  kinestream status --redis redis://10.0.0.1:26379/ --sentinel-master mymaster";
+
 pub(super) const SEEK_EXAMPLES: &str = "\
 Examples:
   kinestream seek orders --application billing --redis redis://127.0.0.1/ --to 1h
