@@ -8,9 +8,10 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::HeaderMap;
 use axum::{Json, Router};
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin};
 
+use crate::applications::signal;
 use crate::ferrokinesis_server::put_numbers;
 use crate::run::{Server, command, run};
 
@@ -204,6 +205,22 @@ async fn signal_puts_the_lines_that_were_read() {
     let ended = tokio::time::timeout(Duration::from_secs(30), child.wait()).await;
     assert_eq!(ended.expect("expected an end within 30 s").unwrap().code(), Some(0));
     assert_eq!(contents(&server).await["k"], expected);
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn dry_run_ends_by_a_signal_while_its_output_is_not_read() {
+    let mut command = command("put orders --dry-run --key k");
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // More lines than the two pipes hold, so the command waits for the reader of its output.
+    let writing = tokio::spawn(async move { stdin.write_all(&b"line\n".repeat(200_000)).await });
+    let mut first = [0; 6];
+    child.stdout.as_mut().unwrap().read_exact(&mut first).await.unwrap();
+    assert_eq!(&first, b"k 4 B\n");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!writing.is_finished(), "expected lines that are not read");
+    assert_eq!(signal(&mut child, "-TERM").await, Some(0));
 }
 
 #[cfg(unix)]
