@@ -7,21 +7,31 @@ use aws_sdk_kinesis::types::StreamSummary;
 
 use crate::arguments::Aws;
 use crate::failure::{Failure, Outcome};
+use crate::nearest::nearest;
+use crate::profile;
+use crate::stream_arn::StreamArn;
 
-/// Creates a client from the usual AWS sources and the options.
-pub(crate) async fn connect(aws: &Aws) -> Outcome<Client> {
+/// Creates a client from the usual AWS sources and the options, for the region of the ARN if the stream
+/// is given by one.
+pub(crate) async fn connect(aws: &Aws, stream: Option<&str>) -> Outcome<Client> {
+    let region = region(aws, stream)?;
+    let is_local = aws.endpoint_url.as_deref().is_some_and(is_local);
+    // A local server needs no profile.
+    if !is_local || aws.profile.is_some() {
+        profile::check(aws.profile.as_deref()).await?;
+    }
     let mut loader = aws_config::defaults(BehaviorVersion::latest());
     if let Some(profile) = &aws.profile {
         loader = loader.profile_name(profile);
     }
-    if let Some(region) = &aws.region {
-        loader = loader.region(Region::new(region.clone()));
+    if let Some(region) = region {
+        loader = loader.region(Region::new(region.to_owned()));
     }
     if let Some(url) = &aws.endpoint_url {
         loader = loader.endpoint_url(url);
         let is_set = |name: &str| std::env::var_os(name).is_some();
         // Local servers check no credentials.
-        if is_local(url) && aws.profile.is_none() && !is_set("AWS_ACCESS_KEY_ID") {
+        if is_local && aws.profile.is_none() && !is_set("AWS_ACCESS_KEY_ID") {
             loader = loader
                 .credentials_provider(Credentials::new("local", "local", None, None, "local"));
         }
@@ -29,12 +39,27 @@ pub(crate) async fn connect(aws: &Aws) -> Outcome<Client> {
     let mut config = loader.load().await;
     if config.region().is_none() {
         // A local server has one region, but the signature of a call needs a name.
-        if !aws.endpoint_url.as_deref().is_some_and(is_local) {
+        if !is_local {
             return Err(Failure::no_region());
         }
         config = config.into_builder().region(Region::new("us-east-1")).build();
     }
     Ok(Client::new(&config))
+}
+
+/// Returns the region that the options name, or that of the stream's ARN.
+fn region<'a>(aws: &'a Aws, stream: Option<&'a str>) -> Outcome<Option<&'a str>> {
+    let arn = stream.and_then(StreamArn::parse);
+    match (aws.region.as_deref(), arn) {
+        // Behind another endpoint, regions may have other names.
+        (Some(region), Some(arn)) if arn.region != region && aws.endpoint_url.is_none() => {
+            let message =
+                format!("the stream is of region {}, and --region is {region}", arn.region);
+            Err(Failure::new(message).advise("Leave out --region: the ARN names it."))
+        }
+        (Some(region), _) => Ok(Some(region)),
+        (None, arn) => Ok(arn.map(|arn| arn.region)),
+    }
 }
 
 fn is_local(url: &str) -> bool {
@@ -83,9 +108,12 @@ pub(crate) async fn list_streams(client: &Client) -> Outcome<Vec<StreamSummary>>
     Ok(streams)
 }
 
+/// The status of a stream of which the server returns the name only.
+pub(crate) const UNKNOWN: &str = "-";
+
 fn unsummarized(name: &str) -> Option<StreamSummary> {
     let summary =
-        StreamSummary::builder().stream_name(name).stream_arn("").stream_status("-".into());
+        StreamSummary::builder().stream_name(name).stream_arn("").stream_status(UNKNOWN.into());
     summary.build().ok()
 }
 
@@ -95,11 +123,20 @@ pub(crate) async fn suggest_names(client: &Client, stream: &str, failure: Failur
         return failure;
     }
     let region = client.config().region().map_or_else(|| "-".to_owned(), ToString::to_string);
-    let failure = failure.advise(format!("The region is {region}; --region selects another one."));
+    let failure = failure.advise(match StreamArn::parse(stream) {
+        Some(_) => format!("The region is {region}, which the ARN names."),
+        None => format!("The region is {region}; --region selects another one."),
+    });
     // The permission to list may be missing: the failure is complete without.
     let Ok(streams) = list_streams(client).await else { return failure };
     let names: Vec<_> = streams.iter().map(|stream| stream.stream_name.as_str()).collect();
-    match &nearest(stream, &names)[..] {
+    let name = StreamArn::parse(stream).map_or(stream, |arn| arn.name);
+    if names.contains(&name) {
+        return failure.advise(format!(
+            "A stream {name} exists in the account of the credentials; its ARN is another one."
+        ));
+    }
+    match &nearest(name, &names)[..] {
         [] if names.is_empty() => {
             failure.advise("There are no streams in this account and region.")
         }
@@ -108,24 +145,29 @@ pub(crate) async fn suggest_names(client: &Client, stream: &str, failure: Failur
     }
 }
 
-/// Returns up to three names that resemble `name`, the most similar one first.
-fn nearest<'a>(name: &str, names: &[&'a str]) -> Vec<&'a str> {
-    let distance = |other: &str| {
-        let (name, other) = (name.to_lowercase(), other.to_lowercase());
-        if name.len() > 2 && (other.contains(&name) || name.contains(&other)) {
-            return 1;
-        }
-        strsim::damerau_levenshtein(&name, &other)
-    };
-    let near = names.iter().map(|other| (distance(other), *other));
-    let mut near: Vec<_> = near.filter(|(distance, _)| *distance <= 1 + name.len() / 4).collect();
-    near.sort_unstable();
-    near.into_iter().take(3).map(|(_, name)| name).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn region_is_that_of_the_option_or_of_the_arn() {
+        let arn = Some("arn:aws:kinesis:eu-west-1:123456789012:stream/orders");
+        let of = |option: Option<&str>, url: Option<&str>, stream| {
+            let (option, url) = (option.map(str::to_owned), url.map(str::to_owned));
+            let aws = Aws { region: option, endpoint_url: url, profile: None };
+            region(&aws, stream).map(|region| region.map(str::to_owned))
+        };
+        assert_eq!(of(None, None, Some("orders")), Ok(None));
+        assert_eq!(of(None, None, arn), Ok(Some("eu-west-1".to_owned())));
+        assert_eq!(of(Some("eu-west-1"), None, arn), Ok(Some("eu-west-1".to_owned())));
+        let failure = of(Some("us-east-1"), None, arn).unwrap_err();
+        assert_eq!(
+            failure.message(),
+            "the stream is of region eu-west-1, and --region is us-east-1"
+        );
+        let url = Some("http://127.0.0.1:4567");
+        assert_eq!(of(Some("us-east-1"), url, arn), Ok(Some("us-east-1".to_owned())));
+    }
 
     #[test]
     fn only_hosts_of_this_machine_are_local() {
@@ -141,13 +183,5 @@ mod tests {
         ] {
             assert!(!is_local(url), "{url}");
         }
-    }
-
-    #[test]
-    fn similar_names_are_suggested() {
-        let names = ["orders", "orders-dev", "payments", "border"];
-        assert_eq!(nearest("ordrs", &names), ["orders"]);
-        assert_eq!(nearest("Orders", &names), ["orders", "orders-dev", "border"]);
-        assert_eq!(nearest("clicks", &names), [""; 0]);
     }
 }

@@ -187,7 +187,7 @@ impl Failure {
 }
 
 /// Returns the error and its causes as one line.
-fn causes(error: &(dyn StdError + 'static)) -> String {
+pub(crate) fn causes(error: &(dyn StdError + 'static)) -> String {
     let mut texts: Vec<String> = Vec::new();
     for error in std::iter::successors(Some(error), |error| (**error).source()) {
         let text = error.to_string();

@@ -4,9 +4,9 @@ use std::io::IsTerminal;
 
 use console::Term;
 
-use crate::output::say;
+use crate::output::{obeys_codes, say};
 
-/// The live lines. Without a terminal on stderr it draws nothing.
+/// The live lines. Without a terminal on stderr that obeys control codes it draws nothing.
 #[derive(Debug)]
 pub(crate) struct LiveArea {
     /// `None` without a terminal.
@@ -17,7 +17,7 @@ pub(crate) struct LiveArea {
 
 impl LiveArea {
     pub(crate) fn new(is_wanted: bool) -> Self {
-        let is_drawn = is_wanted && std::io::stderr().is_terminal();
+        let is_drawn = is_wanted && std::io::stderr().is_terminal() && obeys_codes();
         Self { terminal: is_drawn.then(Term::stderr), shown: Vec::new() }
     }
 

@@ -12,8 +12,11 @@ mod demo;
 mod describe;
 mod failure;
 mod live;
+mod nearest;
 mod output;
 mod payload;
+mod position;
+mod profile;
 mod put;
 mod quantity;
 mod seek;
@@ -21,6 +24,8 @@ mod signals;
 #[cfg(test)]
 mod snapshot;
 mod status;
+mod store;
+mod stream_arn;
 mod streams;
 mod table;
 mod tail;
@@ -35,8 +40,12 @@ use failure::{Failure, Outcome};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Err(message) = arguments.check() {
-        Arguments::command().error(clap::error::ErrorKind::ValueValidation, message).exit();
+    if let Err((name, message)) = arguments.check() {
+        let mut command = Arguments::command();
+        command.build();
+        let subcommand = command.find_subcommand_mut(name);
+        let kind = clap::error::ErrorKind::ValueValidation;
+        subcommand.unwrap_or(&mut Arguments::command()).error(kind, message).exit();
     }
     if let Command::Completions { shell } = arguments.command {
         return completions(shell);
@@ -59,8 +68,8 @@ async fn run(arguments: Arguments) -> Outcome<()> {
     match arguments.command {
         Command::Tail(arguments) => tail::run(&arguments, &aws).await,
         Command::Put(arguments) => put::run(&arguments, &aws).await,
-        Command::Streams => streams::run(&aws).await,
-        Command::Describe { stream } => describe::run(&stream, &aws).await,
+        Command::Streams(arguments) => streams::run(&arguments, &aws).await,
+        Command::Describe(arguments) => describe::run(&arguments, &aws).await,
         Command::Status(arguments) => status::run(&arguments, &aws).await,
         Command::Seek(arguments) => seek::seek(&arguments, &aws).await,
         Command::Reset(arguments) => seek::reset(&arguments, &aws).await,

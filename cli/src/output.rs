@@ -9,8 +9,9 @@ mod template;
 use std::time::SystemTime;
 
 pub(crate) use escape::escape;
-pub(crate) use paint::Paint;
-pub(crate) use stdout::{Written, is_pipe, is_reader_gone, say, write_out};
+pub(crate) use json::line as json_line;
+pub(crate) use paint::{Paint, obeys_codes};
+pub(crate) use stdout::{Written, is_pipe, is_reader_gone, say, write_out, write_report};
 pub(crate) use template::Template;
 
 use crate::payload::Payload;

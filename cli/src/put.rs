@@ -1,5 +1,6 @@
 //! `kinestream put`: lines into a stream, one record per line.
 
+mod ahead;
 mod key;
 mod lines;
 mod progress;
@@ -8,12 +9,13 @@ mod sender;
 
 use std::time::Duration;
 
+use futures::FutureExt;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::arguments::{Aws, PutArguments};
 use crate::client::{self, suggest_names};
 use crate::failure::{Failure, Outcome};
-use crate::output::{escape, write_out};
+use crate::output::{Written, escape, write_out};
 use crate::quantity::counted;
 use crate::signals::Stop;
 
@@ -27,6 +29,8 @@ use sender::{Sender, Tally};
 const DELAY: Duration = Duration::from_millis(200);
 /// After a signal, the lines that are read arrive within this time.
 const LULL: Duration = Duration::from_millis(200);
+/// The bytes that a dry run prints at once.
+const SHOWN: usize = 64 << 10;
 
 pub(crate) async fn run(arguments: &PutArguments, aws: &Aws) -> Outcome<()> {
     let mut stop = Stop::listen_for_two()?;
@@ -35,7 +39,7 @@ pub(crate) async fn run(arguments: &PutArguments, aws: &Aws) -> Outcome<()> {
     if arguments.dry_run {
         return dry_run(arguments, lines, progress, stop).await;
     }
-    let client = client::connect(aws).await?;
+    let client = client::connect(aws, Some(&arguments.stream)).await?;
     let sender = Sender::new(client.clone(), arguments);
     let mut put = Put::new(arguments, sender, progress);
     let mut first = stop.clone();
@@ -178,7 +182,7 @@ fn entry(arguments: &PutArguments, line: Line, limit: usize) -> Result<(String, 
     Ok((key.clone(), Entry::new(key, line, limit)?))
 }
 
-/// Prints the key and the size of each record.
+/// Prints the key and the size of each record, of the lines that are ready at once.
 async fn dry_run(
     arguments: &PutArguments,
     mut lines: LineReader,
@@ -186,28 +190,52 @@ async fn dry_run(
     mut stop: Stop,
 ) -> Outcome<()> {
     let mut tally = Tally::new();
+    let (mut shown, mut next) = (String::new(), None);
     loop {
-        let line = tokio::select! {
-            biased;
-            () = stop.requested() => break,
-            line = lines.next() => match line {
-                Some(line) => line?,
-                None => break,
-            },
+        let line = if let Some(line) = next.take() {
+            line
+        } else {
+            if write(std::mem::take(&mut shown), &mut stop).await? == Written::ReaderGone {
+                return Ok(());
+            }
+            tokio::select! {
+                biased;
+                () = stop.requested() => None,
+                line = lines.next() => line,
+            }
         };
+        let Some(line) = line else { break };
+        let line = line?;
         let (size, origin) = (line.data.len(), line.origin.clone());
         match entry(arguments, line, LARGEST_RECORD) {
-            Ok((key, _)) => {
-                let shown = format!("{} {size} B\n", escape(key.as_bytes()));
-                if write_out(shown.as_bytes())? == crate::output::Written::ReaderGone {
-                    return Ok(());
-                }
-            }
+            Ok((key, _)) => shown += &format!("{} {size} B\n", escape(key.as_bytes())),
             Err(note) => progress.refuse(&mut tally, origin, &note),
         }
+        if shown.len() < SHOWN {
+            next = lines.next().now_or_never();
+        }
+    }
+    if write(shown, &mut stop).await? == Written::ReaderGone {
+        return Ok(());
     }
     match tally.refused {
         0 => Ok(()),
         refused => Err(Failure::new(format!("{} cannot be put", counted(refused, "line")))),
+    }
+}
+
+/// Writes to stdout on another thread, since the reader of a pipe may be slow. A signal ends the
+/// waiting as a closed pipe does.
+async fn write(text: String, stop: &mut Stop) -> Outcome<Written> {
+    if text.is_empty() {
+        return Ok(Written::All);
+    }
+    let mut write = tokio::task::spawn_blocking(move || write_out(text.as_bytes()));
+    tokio::select! {
+        biased;
+        written = &mut write => written
+            .map_err(|error| Failure::new(format!("cannot write to stdout: {error}")))
+            .flatten(),
+        () = stop.requested() => Ok(Written::ReaderGone),
     }
 }

@@ -3,8 +3,7 @@
 use std::time::SystemTime;
 
 use kinestream::{
-    ApplicationStatus, Checkpoint, Consumer, ErrorKind, IfLeased, RedisStore, ShardId,
-    StartingPosition,
+    ApplicationStatus, Checkpoint, Consumer, ErrorKind, IfLeased, ShardId, StartingPosition,
 };
 
 use crate::arguments::{Aws, ResetArguments, SeekArguments, Target};
@@ -12,16 +11,14 @@ use crate::client;
 use crate::confirm::confirmed;
 use crate::failure::{Failure, Outcome};
 use crate::output::{escape, say, short, write_out};
+use crate::position;
 use crate::quantity::counted;
 use crate::status::unknown_application;
+use crate::store;
 use crate::time::{self, Since};
 
 pub(crate) async fn seek(arguments: &SeekArguments, aws: &Aws) -> Outcome<()> {
     let target = &arguments.target;
-    if matches!(arguments.to, Since::Sequence(_)) && arguments.shard.len() != 1 {
-        return Err(Failure::new("a sequence number belongs to one shard")
-            .advise("Add exactly one --shard."));
-    }
     let consumer = consumer(target, aws).await?;
     let status = consumer.status().await?;
     check(&status, target)?;
@@ -31,12 +28,12 @@ pub(crate) async fn seek(arguments: &SeekArguments, aws: &Aws) -> Outcome<()> {
         escape(target.application.as_bytes()),
         escape(target.stream.as_bytes()),
         counted(shards.len() as u64, "shard"),
-        position_shown(&arguments.to),
+        target_shown(&arguments.to),
     );
     for shard in &shards {
         let from = status.shards.get(shard).and_then(|shard| shard.position.as_ref());
-        let from = from.map_or_else(|| "no position".to_owned(), ToString::to_string);
-        plan += &format!("  shard {}, now at {from}\n", short(shard.as_str()));
+        let from = position::shown(from);
+        plan += &format!("  shard {}, now: {from}\n", short(shard.as_str()));
     }
     if !agreed(target, &plan, "Move the application?")? {
         return Ok(());
@@ -45,7 +42,7 @@ pub(crate) async fn seek(arguments: &SeekArguments, aws: &Aws) -> Outcome<()> {
         let to = match &arguments.to {
             Since::TrimHorizon => StartingPosition::TrimHorizon,
             Since::Time(time) => StartingPosition::AtTimestamp(*time),
-            // A sequence number has one shard, as checked above.
+            // A sequence number has one shard, as the arguments check.
             Since::Latest | Since::Sequence(_) => StartingPosition::Latest,
         };
         consumer.seek(to).await?;
@@ -82,8 +79,8 @@ pub(crate) async fn reset(arguments: &ResetArguments, aws: &Aws) -> Outcome<()> 
 }
 
 async fn consumer(target: &Target, aws: &Aws) -> Outcome<Consumer> {
-    let client = client::connect(aws).await?;
-    let store = RedisStore::connect(&target.redis).await?;
+    let client = client::connect(aws, Some(&target.stream)).await?;
+    let store = store::connect(&target.store).await?;
     let builder = Consumer::builder(client, &target.stream).application(&target.application);
     Ok(builder.store(store).build()?)
 }
@@ -166,7 +163,7 @@ fn checkpoint(to: &Since) -> Checkpoint {
     }
 }
 
-fn position_shown(to: &Since) -> String {
+fn target_shown(to: &Since) -> String {
     match to {
         Since::Latest => "the current end of the stream".to_owned(),
         Since::TrimHorizon => "the oldest record in retention".to_owned(),

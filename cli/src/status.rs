@@ -2,58 +2,59 @@
 
 mod applications;
 mod lag;
+mod report;
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
-use std::time::Duration;
+use std::time::SystemTime;
 
 use aws_sdk_kinesis::Client;
 use futures::StreamExt;
-use kinestream::{ApplicationStatus, Consumer, RedisStore, ShardId, ShardState};
+use kinestream::{ApplicationStatus, Consumer, ShardId, ShardState};
 
-use crate::arguments::{Aws, StatusArguments};
+use crate::arguments::{Aws, ReportFormat, StatusArguments};
 use crate::client;
 use crate::failure::{Failure, Outcome};
-use crate::output::{Paint, Written, escape, is_reader_gone, short, write_out};
-use crate::quantity::{counted, duration};
+use crate::output::{
+    Paint, Written, is_reader_gone, json_line, obeys_codes, say, write_out, write_report,
+};
+use crate::quantity::counted;
 use crate::signals::Stop;
-use crate::table::Table;
+use crate::store;
+
+use report::Report;
 
 /// The calls of Kinesis that run at once.
 const CONCURRENT_CALLS: usize = 8;
 
-/// The lag of each shard in milliseconds.
-type Lags = BTreeMap<ShardId, i64>;
+/// The lag of each shard in milliseconds, or the reason for which it is unknown.
+type Lags = BTreeMap<ShardId, Outcome<u64>>;
 
 pub(crate) async fn run(arguments: &StatusArguments, aws: &Aws) -> Outcome<()> {
     let (Some(stream), Some(application)) = (&arguments.stream, &arguments.application) else {
         return applications::run(arguments).await;
     };
     let mut stop = Stop::listen()?;
-    let client = client::connect(aws).await?;
-    let store = RedisStore::connect(&arguments.redis).await?;
+    let client = client::connect(aws, Some(stream)).await?;
+    let store = store::connect(&arguments.store).await?;
     let consumer =
         Consumer::builder(client.clone(), stream).application(application).store(store).build()?;
-    let paint = Paint::stdout();
     loop {
-        let text = tokio::select! {
+        let report = tokio::select! {
             biased;
             () = stop.requested() => return Ok(()),
-            text = describe(&client, stream, &consumer, paint) => text,
+            report = describe(&client, stream, &consumer) => report,
         };
-        let text = match text {
+        let written = match report {
+            Ok(report) => write(&report, arguments)?,
             // The next turn may succeed.
             Err(failure) if failure.is_temporary() && arguments.watch.is_some() => {
-                format!("{}\n", failure.shown(paint))
+                write_failure(&failure, arguments)?
             }
-            text => text?,
+            Err(failure) => return Err(failure),
         };
-        let Some(pause) = arguments.watch else {
-            write_out(text.as_bytes())?;
-            return Ok(());
-        };
-        let text = if std::io::stdout().is_terminal() { on_screen(&text) } else { text };
-        if write_out(text.as_bytes())? == Written::ReaderGone || is_reader_gone() {
+        let Some(pause) = arguments.watch else { return Ok(()) };
+        if written == Written::ReaderGone || is_reader_gone() {
             return Ok(());
         }
         tokio::select! {
@@ -64,9 +65,36 @@ pub(crate) async fn run(arguments: &StatusArguments, aws: &Aws) -> Outcome<()> {
     }
 }
 
+fn write(report: &Report, arguments: &StatusArguments) -> Outcome<Written> {
+    match arguments.output {
+        ReportFormat::Text => write_text(&report.shown(Paint::stdout()), arguments),
+        ReportFormat::Json => write_out(json_line(report)?.as_bytes()),
+    }
+}
+
+/// Shows a failure in the place of a report. Lines of JSON are reports only, so that each has the same
+/// fields: with them, the failure goes to stderr.
+fn write_failure(failure: &Failure, arguments: &StatusArguments) -> Outcome<Written> {
+    match arguments.output {
+        ReportFormat::Text => write_text(&(failure.shown(Paint::stdout()) + "\n"), arguments),
+        ReportFormat::Json => {
+            say(&format!("{}\n", failure.shown(Paint::stderr())));
+            Ok(Written::All)
+        }
+    }
+}
+
+/// Writes the text, which replaces the last one on a terminal with `--watch`.
+fn write_text(text: &str, arguments: &StatusArguments) -> Outcome<Written> {
+    let is_replaced = arguments.watch.is_some() && std::io::stdout().is_terminal() && obeys_codes();
+    if is_replaced { write_out(on_screen(text).as_bytes()) } else { write_report(text) }
+}
+
 /// Returns the text with the codes that put it in the place of the last one.
 fn on_screen(text: &str) -> String {
-    let (height, width) = console::Term::stdout().size_checked().unwrap_or((24, 80));
+    let size = console::Term::stdout().size_checked();
+    // Some pseudo-terminals have no size.
+    let (height, width) = size.filter(|size| size.0 > 0 && size.1 > 0).unwrap_or((24, 80));
     let lines = fit(text, usize::from(height), usize::from(width));
     // Each line removes the rest of the line before it.
     format!("\x1b[H{}\x1b[K\x1b[J", lines.join("\x1b[K\r\n") + "\x1b[K\r\n")
@@ -85,12 +113,7 @@ fn fit(text: &str, height: usize, width: usize) -> Vec<String> {
     shown
 }
 
-async fn describe(
-    client: &Client,
-    stream: &str,
-    consumer: &Consumer,
-    paint: Paint,
-) -> Outcome<String> {
+async fn describe(client: &Client, stream: &str, consumer: &Consumer) -> Outcome<Report> {
     let status = consumer.status().await?;
     if status.shards.is_empty() && status.workers.is_empty() {
         return Err(unknown_application(&status));
@@ -104,10 +127,9 @@ async fn describe(
             (shard, lag)
         })
         .buffer_unordered(CONCURRENT_CALLS)
-        .filter_map(async |(shard, lag)| lag.map(|lag| (shard, lag)))
-        .collect::<Vec<_>>()
+        .collect()
         .await;
-    Ok(shown(&status, &lags.into_iter().collect(), paint))
+    Ok(Report::new(status, &lags, SystemTime::now()))
 }
 
 /// Describes an application of which nothing is stored.
@@ -118,72 +140,10 @@ pub(crate) fn unknown_application(status: &ApplicationStatus) -> Failure {
         .advise("`kinestream status --redis URL` lists the applications of the store.")
 }
 
-fn shown(status: &ApplicationStatus, lags: &Lags, paint: Paint) -> String {
-    let name = |name: &str| escape(name.as_bytes());
-    let mut text = format!(
-        "{} {}\n{} {}\n{} {}\n{} {}\n\n",
-        paint.heading("application"),
-        paint.name(&name(&status.application)),
-        paint.heading("stream     "),
-        paint.name(&name(&status.stream)),
-        paint.heading("workers    "),
-        workers(status, paint),
-        paint.heading("behind     "),
-        lags.values().max().map_or_else(|| "-".to_owned(), |lag| lag_shown(*lag)),
-    );
-    let mut table = Table::new(&["SHARD", "STATE", "BEHIND", "OWNER", "POSITION"]).right(&[0, 2]);
-    for (id, shard) in &status.shards {
-        let owner = match (&shard.owner, &shard.next_owner) {
-            (Some(owner), Some(next)) => format!("{} → {}", name(owner), name(next)),
-            (Some(owner), None) => name(owner),
-            _ => "-".to_owned(),
-        };
-        let position = shard.position.as_ref();
-        table.push(vec![
-            paint.name(short(id.as_str())),
-            state_shown(shard.state, paint),
-            lags.get(id).map_or_else(|| "-".to_owned(), |lag| lag_shown(*lag)),
-            owner,
-            position.map_or_else(|| "-".to_owned(), ToString::to_string),
-        ]);
-    }
-    text += &table.shown(paint);
-    text
-}
-
-fn workers(status: &ApplicationStatus, paint: Paint) -> String {
-    if status.workers.is_empty() {
-        return paint.warn("none: the application does not run");
-    }
-    let names = status.workers.iter().map(|worker| escape(worker.as_bytes()));
-    let count = counted(status.workers.len() as u64, "worker");
-    format!("{count}: {}", names.collect::<Vec<_>>().join(", "))
-}
-
-fn lag_shown(millis: i64) -> String {
-    match u64::try_from(millis).unwrap_or(0) {
-        0 => "caught up".to_owned(),
-        millis => duration(Duration::from_millis(millis)),
-    }
-}
-
-fn state_shown(state: ShardState, paint: Paint) -> String {
-    match state {
-        ShardState::Reading => paint.good("reading"),
-        ShardState::Unassigned => paint.bad("unassigned"),
-        ShardState::Failed => paint.bad("failed"),
-        ShardState::Expired => paint.bad("expired"),
-        ShardState::Unreadable => paint.bad("unreadable"),
-        ShardState::Waiting => paint.warn("waiting"),
-        ShardState::HandingOff => paint.warn("handing off"),
-        ShardState::Finished => paint.dim("finished"),
-        // A later version of the crate may add states.
-        later => format!("{later:?}").to_lowercase(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use kinestream::MemoryStore;
     use kinestream::testing::Kinesis;
 
@@ -201,7 +161,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn unknown_application_is_a_failure_with_advice() {
         let (kinesis, consumer, status) = status_of("billing").await;
-        let described = describe(&kinesis.client(), "orders", &consumer, Paint::plain()).await;
+        let described = describe(&kinesis.client(), "orders", &consumer).await;
         assert_eq!(described.unwrap_err(), unknown_application(&status));
     }
 
@@ -211,7 +171,8 @@ mod tests {
         let mut records = consumer.records();
         let started = tokio::time::timeout(Duration::from_secs(5), records.next()).await;
         assert!(started.is_err(), "expected no record");
-        let text = describe(&kinesis.client(), "orders", &consumer, Paint::plain()).await.unwrap();
+        let report = describe(&kinesis.client(), "orders", &consumer).await.unwrap();
+        let text = report.shown(Paint::plain());
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
             lines[..4],
@@ -231,13 +192,5 @@ mod tests {
         let text = "one\ntwo is long\nthree\nfour\n";
         assert_eq!(fit(text, 5, 80), ["one", "two is long", "three", "four"]);
         assert_eq!(fit(text, 4, 5), ["one", "two …", "… 2 more lines"]);
-    }
-
-    #[test]
-    fn lag_is_shown_as_a_duration() {
-        assert_eq!(
-            [0, -1, 1500, 182_000].map(lag_shown),
-            ["caught up", "caught up", "1500 ms", "3m 2s"]
-        );
     }
 }

@@ -1,14 +1,17 @@
 //! `kinestream streams`: the streams of the account and region.
 
+use std::time::SystemTime;
+
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::operation::describe_stream_summary::DescribeStreamSummaryError;
-use aws_sdk_kinesis::types::{StreamMode, StreamStatus, StreamSummary};
+use aws_sdk_kinesis::types::{StreamDescriptionSummary, StreamSummary};
 use futures::{StreamExt, TryStreamExt};
+use serde::Serialize;
 
-use crate::arguments::Aws;
-use crate::client::{self, list_streams};
+use crate::arguments::{Aws, ReportFormat, StreamsArguments};
+use crate::client::{self, UNKNOWN, list_streams};
 use crate::failure::{Failure, Outcome};
-use crate::output::{Paint, escape, write_out};
+use crate::output::{Paint, escape, json_line, write_out, write_report};
 use crate::quantity::count;
 use crate::table::Table;
 use crate::time;
@@ -17,28 +20,42 @@ use crate::time;
 /// <https://docs.aws.amazon.com/kinesis/latest/APIReference/API_DescribeStreamSummary.html>.
 const CONCURRENT_CALLS: usize = 4;
 
-/// A line of the table.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Line {
-    name: String,
-    mode: String,
-    status: String,
-    open_shards: Option<u64>,
-    retention_hours: Option<u64>,
-    created: Option<std::time::SystemTime>,
+/// The streams of a region. The names of the fields are those of `--output json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Listing {
+    region: String,
+    streams: Vec<Line>,
 }
 
-pub(crate) async fn run(aws: &Aws) -> Outcome<()> {
-    let client = client::connect(aws).await?;
+/// A stream. What the server does not report is `None`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Line {
+    name: String,
+    arn: Option<String>,
+    /// The word of the API, in lower case.
+    status: Option<String>,
+    mode: Option<String>,
+    open_shards: Option<u64>,
+    retention_hours: Option<u64>,
+    #[serde(serialize_with = "time::serialize")]
+    created: Option<SystemTime>,
+}
+
+pub(crate) async fn run(arguments: &StreamsArguments, aws: &Aws) -> Outcome<()> {
+    let client = client::connect(aws, None).await?;
     let streams = list_streams(&client).await?;
-    let lines: Vec<Line> = futures::stream::iter(streams)
+    let streams = futures::stream::iter(streams)
         .map(|stream| describe(&client, stream))
         .buffered(CONCURRENT_CALLS)
         .try_collect()
         .await?;
     let region = client.config().region().map_or_else(|| "-".to_owned(), ToString::to_string);
-    write_out(shown(&lines, &region, Paint::stdout()).as_bytes())?;
-    Ok(())
+    let listing = Listing { region, streams };
+    let written = match arguments.output {
+        ReportFormat::Text => write_report(&shown(&listing, Paint::stdout())),
+        ReportFormat::Json => write_out(json_line(&listing)?.as_bytes()),
+    };
+    written.map(drop)
 }
 
 async fn describe(client: &Client, stream: StreamSummary) -> Outcome<Line> {
@@ -58,62 +75,67 @@ async fn describe(client: &Client, stream: StreamSummary) -> Outcome<Line> {
             return Err(Failure::of_call("DescribeStreamSummary", name, &error));
         }
     };
-    let details = described.as_ref().and_then(|described| described.stream_mode_details.clone());
+    Ok(line(stream, described.as_ref()))
+}
+
+fn line(stream: StreamSummary, described: Option<&StreamDescriptionSummary>) -> Line {
+    let details = described.and_then(|described| described.stream_mode_details.clone());
     let mode = details.or(stream.stream_mode_details).map(|details| details.stream_mode);
+    let arn = described.map_or(stream.stream_arn, |described| described.stream_arn.clone());
     let status =
-        described.as_ref().map_or(&stream.stream_status, |described| &described.stream_status);
-    let created = described.as_ref().map(|described| described.stream_creation_timestamp);
-    Ok(Line {
+        described.map_or(stream.stream_status, |described| described.stream_status.clone());
+    let created = described.map(|described| described.stream_creation_timestamp);
+    let created = created.or(stream.stream_creation_timestamp);
+    let known = |text: String| Some(text).filter(|text| !text.is_empty() && text != UNKNOWN);
+    Line {
         name: stream.stream_name,
-        mode: mode_name(mode.as_ref()).to_owned(),
-        status: status.as_str().to_owned(),
-        open_shards: described
-            .as_ref()
-            .and_then(|described| u64::try_from(described.open_shard_count).ok()),
+        arn: known(arn),
+        status: known(word(status.as_str())),
+        mode: mode.map(|mode| word(mode.as_str())),
+        open_shards: described.and_then(|described| u64::try_from(described.open_shard_count).ok()),
         retention_hours: described
-            .as_ref()
             .and_then(|described| u64::try_from(described.retention_period_hours).ok()),
-        created: created.or(stream.stream_creation_timestamp).and_then(|time| time.try_into().ok()),
-    })
+        created: created.and_then(|time| time.try_into().ok()),
+    }
+}
+
+/// Returns a constant of the API, such as `ON_DEMAND`, as this program writes it: `on_demand`.
+pub(crate) fn word(constant: &str) -> String {
+    constant.to_lowercase()
 }
 
 /// Returns the mode in words.
-pub(crate) fn mode_name(mode: Option<&StreamMode>) -> &'static str {
-    match mode {
-        Some(StreamMode::OnDemand) => "on demand",
-        Some(StreamMode::Provisioned) => "provisioned",
-        _ => "-",
-    }
+pub(crate) fn mode_shown(mode: Option<&str>) -> String {
+    mode.map_or_else(|| "-".to_owned(), |mode| escape(mode.replace('_', " ").as_bytes()))
 }
 
 /// Returns the status in its colour.
 pub(crate) fn status_shown(status: &str, paint: Paint) -> String {
-    match StreamStatus::from(status) {
-        StreamStatus::Active => paint.good("active"),
-        StreamStatus::Creating => paint.warn("creating"),
-        StreamStatus::Updating => paint.warn("updating"),
-        StreamStatus::Deleting => paint.bad("deleting"),
-        _ => escape(status.to_lowercase().as_bytes()),
+    match status {
+        "active" => paint.good(status),
+        "creating" | "updating" => paint.warn(status),
+        "deleting" => paint.bad(status),
+        _ => escape(status.as_bytes()),
     }
 }
 
-fn shown(lines: &[Line], region: &str, paint: Paint) -> String {
+fn shown(listing: &Listing, paint: Paint) -> String {
     let mut table =
         Table::new(&["STREAM", "STATUS", "MODE", "OPEN SHARDS", "RETENTION", "CREATED"])
             .right(&[3, 4]);
     let number = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), count);
-    for line in lines {
+    for line in &listing.streams {
         table.push(vec![
             paint.name(&escape(line.name.as_bytes())),
-            status_shown(&line.status, paint),
-            line.mode.clone(),
+            status_shown(line.status.as_deref().unwrap_or("-"), paint),
+            mode_shown(line.mode.as_deref()),
             number(line.open_shards),
             line.retention_hours.map_or_else(|| "-".to_owned(), retention_shown),
             line.created.map_or_else(|| "-".to_owned(), time::short),
         ]);
     }
     if table.is_empty() {
-        return format!("no streams in {region}; --region selects another region\n");
+        return format!("no streams in {}; --region selects another region\n", listing.region);
     }
     table.shown(paint)
 }
@@ -134,26 +156,59 @@ mod tests {
     use super::*;
     use crate::snapshot::assert_snapshot;
 
-    #[test]
-    fn streams_are_as_in_the_snapshot() {
+    fn listing() -> Listing {
         let line = Line {
             name: "orders".to_owned(),
-            mode: mode_name(Some(&StreamMode::OnDemand)).to_owned(),
-            status: "ACTIVE".to_owned(),
+            arn: Some("arn:aws:kinesis:eu-west-1:123456789012:stream/orders".to_owned()),
+            status: Some(word("ACTIVE")),
+            mode: Some(word("ON_DEMAND")),
             open_shards: Some(1000),
             retention_hours: Some(168),
             created: Some(UNIX_EPOCH + Duration::from_secs(1_767_225_600)),
         };
-        let other = Line {
-            name: "clicks-of-all-sites".to_owned(),
-            mode: mode_name(None).to_owned(),
-            status: "-".to_owned(),
-            open_shards: None,
-            retention_hours: Some(24),
-            created: None,
-        };
-        let text = shown(&[line, other], "eu-west-1", Paint::plain());
-        let none = shown(&[], "eu-west-1", Paint::plain());
+        let summary = StreamSummary::builder().stream_name("clicks-of-all-sites").stream_arn("");
+        let other = summary.stream_status(UNKNOWN.into()).build().unwrap();
+        let other = Line { retention_hours: Some(24), ..super::line(other, None) };
+        Listing { region: "eu-west-1".to_owned(), streams: vec![line, other] }
+    }
+
+    #[test]
+    fn streams_are_as_in_the_snapshot() {
+        let text = shown(&listing(), Paint::plain());
+        let none = Listing { streams: Vec::new(), ..listing() };
+        let none = shown(&none, Paint::plain());
         assert_snapshot("streams.txt", include_str!("snapshots/streams.txt"), &(text + &none));
+    }
+
+    #[test]
+    fn streams_are_an_object_of_json() {
+        let json: serde_json::Value =
+            serde_json::from_str(&json_line(&listing()).unwrap()).unwrap();
+        assert_eq!(
+            json,
+            serde_json::json!({
+                "region": "eu-west-1",
+                "streams": [
+                    {
+                        "name": "orders",
+                        "arn": "arn:aws:kinesis:eu-west-1:123456789012:stream/orders",
+                        "status": "active",
+                        "mode": "on_demand",
+                        "open_shards": 1000,
+                        "retention_hours": 168,
+                        "created": "2026-01-01T00:00:00.000Z",
+                    },
+                    {
+                        "name": "clicks-of-all-sites",
+                        "arn": null,
+                        "status": null,
+                        "mode": null,
+                        "open_shards": null,
+                        "retention_hours": 24,
+                        "created": null,
+                    },
+                ],
+            })
+        );
     }
 }

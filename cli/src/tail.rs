@@ -26,7 +26,7 @@ use reading::Reading;
 pub(crate) async fn run(arguments: &TailArguments, aws: &Aws) -> Outcome<()> {
     let stop = Stop::listen()?;
     let (client, stream) = match &arguments.stream {
-        Some(stream) => (client::connect(aws).await?, stream.clone()),
+        Some(stream) => (client::connect(aws, Some(stream)).await?, stream.clone()),
         None => (demo::start(), demo::STREAM.to_owned()),
     };
     let printer = printer(arguments);

@@ -1,5 +1,6 @@
 //! Times on the command line and in the output. All times without an offset are UTC.
 
+use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
 use jiff::civil::{Date, DateTime};
@@ -23,9 +24,13 @@ pub(crate) enum Since {
     Sequence(SequenceNumber),
 }
 
+/// The time of the start of the program. Durations before now are counted from it, so that equal ones
+/// are equal times.
+static START: LazyLock<SystemTime> = LazyLock::new(SystemTime::now);
+
 /// Parses `--since`.
 pub(crate) fn since(text: &str) -> Result<Since, String> {
-    since_at(text, SystemTime::now())
+    since_at(text, *START)
 }
 
 fn since_at(text: &str, now: SystemTime) -> Result<Since, String> {
@@ -52,7 +57,7 @@ fn since_at(text: &str, now: SystemTime) -> Result<Since, String> {
 
 /// Parses a time, or a duration before now.
 pub(crate) fn moment(text: &str) -> Result<SystemTime, String> {
-    moment_at(text, SystemTime::now())
+    moment_at(text, *START)
 }
 
 fn moment_at(text: &str, now: SystemTime) -> Result<SystemTime, String> {
@@ -96,6 +101,18 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 /// Returns the time to the millisecond, in UTC: `2026-11-01T12:00:00.000Z`.
 pub(crate) fn shown(time: SystemTime) -> String {
     Timestamp::try_from(time).map_or_else(|_| "-".to_owned(), |time| format!("{time:.3}"))
+}
+
+/// Writes the time as [`shown`] does, or null.
+#[allow(clippy::ref_option, reason = "serde passes a reference to the field")]
+pub(crate) fn serialize<S: serde::Serializer>(
+    time: &Option<SystemTime>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => serializer.serialize_str(&shown(*time)),
+        None => serializer.serialize_none(),
+    }
 }
 
 /// Returns the time to the second, in UTC, for tables: `2026-11-01 12:00:00`.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use aws_sdk_kinesis::types::Shard;
 use console::{Alignment, measure_text_width, pad_str};
+use serde::{Serialize, Serializer};
 
 use crate::output::{Paint, escape, short};
 
@@ -49,6 +50,35 @@ impl Node {
             Some(last) => format!("{} – {}", escape(first.as_bytes()), escape(last.as_bytes())),
             None => format!("{} –", escape(first.as_bytes())),
         }
+    }
+}
+
+/// A shard of `--output json`.
+#[derive(Debug, Serialize)]
+struct ShardObject<'a> {
+    shard_id: &'a str,
+    is_open: bool,
+    parents: Vec<&'a str>,
+    // Most readers of JSON round numbers of more than 53 bits, so keys are strings.
+    first_hash_key: Option<String>,
+    last_hash_key: Option<String>,
+    first_sequence_number: Option<&'a str>,
+    last_sequence_number: Option<&'a str>,
+}
+
+impl Serialize for Node {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let parents = self.parent.iter().chain(&self.adjacent_parent).map(String::as_str);
+        let object = ShardObject {
+            shard_id: &self.id,
+            is_open: self.is_open(),
+            parents: parents.collect(),
+            first_hash_key: self.range.map(|(first, _)| first.to_string()),
+            last_hash_key: self.range.map(|(_, last)| last.to_string()),
+            first_sequence_number: self.first_number.as_deref(),
+            last_sequence_number: self.last_number.as_deref(),
+        };
+        object.serialize(serializer)
     }
 }
 

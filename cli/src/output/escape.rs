@@ -21,7 +21,8 @@ pub(crate) fn escape(bytes: &[u8]) -> String {
     text
 }
 
-fn is_harmless(letter: char) -> bool {
+/// Returns false for a character that could control the terminal or hide text.
+pub(super) fn is_harmless(letter: char) -> bool {
     let hides_text = matches!(
         letter,
         // Marks and overrides of the direction, separators of lines, and the byte order mark.

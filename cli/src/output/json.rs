@@ -1,7 +1,18 @@
-//! A record as one line of JSON.
+//! One line of JSON: a record, or a report.
+
+use serde::Serialize;
 
 use super::Row;
+use super::escape::is_harmless;
+use crate::failure::{Failure, Outcome};
 use crate::time;
+
+/// Returns the report as an object on one line, with a line end.
+pub(crate) fn line(report: &impl Serialize) -> Outcome<String> {
+    let json = serde_json::to_string(report);
+    let json = json.map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?;
+    Ok(without_controls(&json) + "\n")
+}
 
 /// Returns the record as an object. Data that is not UTF-8 is in `data_base64`.
 pub(super) fn object(row: &Row<'_>) -> String {
@@ -33,15 +44,12 @@ fn string(text: &str) -> String {
 
 /// Escapes the characters inside strings that JSON allows as they are, and a terminal obeys.
 fn without_controls(json: &str) -> String {
-    let is_harmful = |letter: char| {
-        letter.is_control() || matches!(letter, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
     let mut text = String::with_capacity(json.len());
     for letter in json.chars() {
-        if is_harmful(letter) {
-            text += &format!("\\u{:04x}", u32::from(letter));
-        } else {
+        if is_harmless(letter) {
             text.push(letter);
+        } else {
+            text += &format!("\\u{:04x}", u32::from(letter));
         }
     }
     text

@@ -71,5 +71,10 @@ impl Paint {
 /// See <https://no-color.org>: any value but the empty one turns colours off.
 fn are_colours_wanted() -> bool {
     let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    !is_set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|terminal| terminal != "dumb")
+    !is_set("NO_COLOR") && obeys_codes()
+}
+
+/// Returns false for a terminal that shows control codes instead of obeying them, as in some editors.
+pub(crate) fn obeys_codes() -> bool {
+    std::env::var_os("TERM").is_none_or(|terminal| terminal != "dumb")
 }

@@ -2,6 +2,8 @@
 
 use std::io::{ErrorKind, Write};
 
+use console::{Term, truncate_str};
+
 use crate::failure::{Failure, Outcome};
 
 /// The result of a write to stdout.
@@ -20,6 +22,17 @@ pub(crate) fn write_out(bytes: &[u8]) -> Outcome<Written> {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Written::ReaderGone),
         Err(error) => Err(Failure::new(format!("cannot write to stdout: {error}"))),
     }
+}
+
+/// Writes a report for people to stdout. On a terminal its lines are cut to the width, since a table
+/// with wrapped lines is unreadable; in a pipe or a file they are whole.
+pub(crate) fn write_report(text: &str) -> Outcome<Written> {
+    let terminal = Some(Term::stdout()).filter(Term::is_term);
+    let width = terminal.as_ref().and_then(Term::size_checked).map(|(_, width)| width);
+    // Some pseudo-terminals have no size.
+    let Some(width) = width.filter(|width| *width > 0) else { return write_out(text.as_bytes()) };
+    let cut = |line: &str| truncate_str(line, usize::from(width), "…").into_owned() + "\n";
+    write_out(text.lines().map(cut).collect::<String>().as_bytes())
 }
 
 /// Writes to stderr. If stderr is closed, the text has no reader.

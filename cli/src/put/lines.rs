@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::sync::mpsc;
+use tokio::runtime::Handle;
 
+use super::ahead::{AheadReceiver, queue};
 use crate::failure::{Failure, Outcome};
 
 /// The longest line that is read, which is longer than any record.
-const LONGEST: u64 = (10 << 20) + 1;
-/// The lines that are read ahead. Each may be as long as [`LONGEST`].
-const AHEAD: usize = 32;
+pub(super) const LONGEST: u64 = (10 << 20) + 1;
+/// The unused memory with which a line is kept. A line grows by doubling.
+const SPARE: usize = 4096;
 
 /// One line, without its line end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,15 +48,19 @@ impl Line {
     }
 }
 
-/// Reads lines ahead, a limited number.
+/// Reads lines ahead, within the limits of [`queue`].
 #[derive(Debug)]
 pub(super) struct LineReader {
-    lines: mpsc::Receiver<Outcome<Line>>,
+    lines: AheadReceiver,
     is_stopped: Arc<AtomicBool>,
 }
 
 impl LineReader {
     /// Opens all files before the first line is read, so that a wrong name puts nothing.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime of tokio.
     pub(super) fn open(files: &[PathBuf]) -> Outcome<Self> {
         let stdin = || ("stdin".into(), Box::new(std::io::stdin()) as Box<dyn Read + Send>);
         let mut inputs: Vec<(Arc<str>, Box<dyn Read + Send>)> = Vec::new();
@@ -67,19 +72,24 @@ impl LineReader {
             let name = path.display().to_string();
             let file = File::open(path)
                 .map_err(|error| Failure::new(format!("cannot open {name}: {error}")))?;
+            if file.metadata().is_ok_and(|data| data.is_dir()) {
+                return Err(Failure::new(format!("cannot read {name}: it is a directory")));
+            }
             inputs.push((name.into(), Box::new(file)));
         }
         if inputs.is_empty() {
             inputs.push(stdin());
         }
-        let (sender, receiver) = mpsc::channel(AHEAD);
+        let (sender, receiver) = queue();
+        let runtime = Handle::current();
         let is_stopped = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&is_stopped);
         // Not a task: a read of a terminal would keep the runtime from shutting down.
         std::thread::spawn(move || {
             let mut number = 0;
             for (name, input) in inputs {
-                if !read_all(&name, BufReader::new(input), &mut number, &sender, &flag) {
+                let send = |line| runtime.block_on(sender.send(line));
+                if !read_all(&name, BufReader::new(input), &mut number, send, &flag) {
                     break;
                 }
             }
@@ -94,20 +104,21 @@ impl LineReader {
 
     /// Returns a line that is read already.
     pub(super) fn next_read(&mut self) -> Option<Line> {
-        self.lines.try_recv().ok()?.ok()
+        self.lines.next_read()
     }
 
     pub(super) async fn next(&mut self) -> Option<Outcome<Line>> {
-        self.lines.recv().await
+        self.lines.next().await
     }
 }
 
-/// Sends the lines of one input. Returns false if no further input is to be read.
+/// Sends the lines of one input. `send` returns false if nothing receives them. Returns false if no
+/// further input is to be read.
 fn read_all(
     name: &Arc<str>,
     mut input: BufReader<impl Read>,
     number: &mut u64,
-    sender: &mpsc::Sender<Outcome<Line>>,
+    send: impl Fn(Outcome<Line>) -> bool,
     is_stopped: &AtomicBool,
 ) -> bool {
     for in_file in 1.. {
@@ -125,7 +136,7 @@ fn read_all(
             Err(error) => Err(Failure::new(format!("cannot read {name}: {error}"))),
         };
         let is_failed = line.is_err();
-        if sender.blocking_send(line).is_err() || is_failed {
+        if !send(line) || is_failed {
             return false;
         }
     }
@@ -142,6 +153,9 @@ fn read_line(input: &mut impl BufRead) -> std::io::Result<Option<Vec<u8>>> {
         line.pop();
     } else if line.len() as u64 == LONGEST {
         skip_line(input)?;
+    }
+    if line.capacity() - line.len() > SPARE {
+        line.shrink_to_fit();
     }
     Ok(Some(line))
 }

@@ -7,16 +7,20 @@ use aws_sdk_kinesis::types::ShardIteratorType;
 use kinestream::{Checkpoint, ShardId};
 
 use crate::client::of_stream;
+use crate::failure::{Failure, Outcome};
 
 /// Returns how far a position is behind, in milliseconds, as Kinesis reports it with the first record
-/// after it; `None` if Kinesis does not answer, or refuses the position. The two calls count towards
-/// the limits of the shard, which allow five reads per second.
+/// after it. The two calls count towards the limits of the shard, which allow five reads per second.
+///
+/// # Errors
+///
+/// Kinesis does not answer, or refuses the position. The rest of the status is known without.
 pub(super) async fn millis_behind(
     client: &Client,
     stream: &str,
     shard: &ShardId,
     position: &Checkpoint,
-) -> Option<i64> {
+) -> Outcome<u64> {
     let call = of_stream!(client.get_shard_iterator().shard_id(shard.as_str()), stream);
     let call = match position {
         Checkpoint::AfterSequenceNumber { sequence_number, .. }
@@ -28,11 +32,20 @@ pub(super) async fn millis_behind(
         }
         _ => call.shard_iterator_type(ShardIteratorType::TrimHorizon),
     };
-    let iterator = call.send().await.ok()?.shard_iterator?;
-    let response = client.get_records().shard_iterator(iterator).limit(1).send().await.ok()?;
-    let lag = response.millis_behind_latest?;
+    let iterator = call.send().await;
+    let iterator = iterator.map_err(|error| Failure::of_call("GetShardIterator", None, &error))?;
+    let Some(iterator) = iterator.shard_iterator else {
+        return Err(Failure::new("GetShardIterator returned no iterator"));
+    };
+    let response = client.get_records().shard_iterator(iterator).limit(1).send().await;
+    let response = response.map_err(|error| Failure::of_call("GetRecords", None, &error))?;
+    let Some(lag) = response.millis_behind_latest else {
+        return Err(Failure::new("GetRecords returned no lag"));
+    };
     // The record itself is unread, so its age counts as well.
     let arrival = response.records.first().and_then(|record| record.approximate_arrival_timestamp);
     let age = arrival.and_then(|time| SystemTime::try_from(time).ok()?.elapsed().ok());
-    Some(lag.max(age.map_or(0, |age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX))))
+    let age = age.map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+    // A negative lag is that of a clock.
+    Ok(u64::try_from(lag).unwrap_or(0).max(age))
 }

@@ -139,10 +139,23 @@ async fn read_window(
     let mut events = consumer.events();
     let mut records = consumer.records();
     let mut read = 0_u64;
-    let mut drawn = std::time::Instant::now();
+    let mut ticks = tokio::time::interval(Duration::from_millis(200));
     loop {
         let record = tokio::select! {
             biased;
+            // A window without records is read for seconds as well.
+            _ = ticks.tick() => {
+                let found = newest.lines.len() + window.lines.len();
+                let progress = format!(
+                    "reading back {}: {} read, {} of {} found",
+                    duration(back),
+                    counted(read, "record"),
+                    count(found as u64),
+                    count(newest.limit as u64)
+                );
+                live.draw(&[console::truncate_str(&progress, live.size().1, "…").into_owned()]);
+                continue;
+            }
             Some(event) = events.next() => {
                 if let Some(text) = follow::note(&event) {
                     note(reading, live, &text);
@@ -173,18 +186,6 @@ async fn read_window(
             window.push(place, Line { text, note });
         }
         record.ack();
-        if drawn.elapsed() >= Duration::from_millis(200) {
-            drawn = std::time::Instant::now();
-            let found = newest.lines.len() + window.lines.len();
-            let progress = format!(
-                "reading back {}: {} read, {} of {} found",
-                duration(back),
-                counted(read, "record"),
-                count(found as u64),
-                count(newest.limit as u64)
-            );
-            live.draw(&[console::truncate_str(&progress, live.size().1, "…").into_owned()]);
-        }
     }
     newest.lines.append(&mut window.lines);
     consumer.close().await?;

@@ -3,13 +3,12 @@
 use std::time::SystemTime;
 
 use aws_sdk_kinesis::Client;
-use kinestream::{
-    CheckpointOn, Consumer, ConsumerBuilder, RedisStore, ShardPosition, StartingPosition,
-};
+use kinestream::{CheckpointOn, Consumer, ConsumerBuilder, ShardPosition, StartingPosition};
 
 use super::bounds;
 use crate::arguments::TailArguments;
 use crate::failure::{Failure, Outcome};
+use crate::store;
 use crate::time::Since;
 
 /// A stream, and how it is read.
@@ -36,13 +35,13 @@ impl Reading<'_> {
                 builder.starting_position_for(shard.clone(), position)
             }
             (Since::Sequence(_), _) => {
-                return Err(Failure::new("a sequence number belongs to one shard")
-                    .advise("Add exactly one --shard."));
+                return Err(Failure::new("a sequence number belongs to one shard"));
             }
         };
         builder = bounds::until(builder, arguments);
-        if let (Some(application), Some(redis)) = (&arguments.application, &arguments.redis) {
-            builder = builder.application(application).store(RedisStore::connect(redis).await?);
+        if let Some(application) = &arguments.application {
+            builder =
+                builder.application(application).store(store::connect(&arguments.store).await?);
         }
         if let Some(consumer) = &arguments.fan_out {
             builder = builder.fan_out(consumer);

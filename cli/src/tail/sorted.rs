@@ -121,7 +121,12 @@ impl Sorted {
             // Until its next fetch succeeds, the shard may have records that are not fetched.
             Event::Throttled { shard_id: Some(shard_id), .. }
             | Event::Retried { shard_id: Some(shard_id), .. } => {
-                self.caught_up.remove(&shard_id);
+                // The patience with a shard that was quiet for long begins now.
+                if self.caught_up.remove(&shard_id)
+                    && let Some(since) = self.waiting_since.get_mut(&shard_id)
+                {
+                    *since = Instant::now();
+                }
             }
             _ => {}
         }
@@ -190,7 +195,7 @@ async fn next_shard(shards: &mut Option<Shards>) -> Option<kinestream::Result<Sh
 #[cfg(test)]
 mod tests {
     use futures::TryStreamExt;
-    use kinestream::testing::{Kinesis, aggregate};
+    use kinestream::testing::{Kinesis, Outcome, aggregate};
     use kinestream::{CheckpointOn, EndingPosition, StartingPosition};
 
     use super::*;
@@ -253,5 +258,79 @@ mod tests {
         }
         let expected: Vec<String> = (0..20).map(|number| number.to_string()).collect();
         assert_eq!(sorted(&kinesis).await, expected);
+    }
+
+    /// Throttles all fetches of this shard from now on, for this time.
+    fn throttle(kinesis: &Kinesis, shard: ShardId, time: Duration) {
+        let began = Instant::now();
+        kinesis.on_call(move |call| {
+            let is_throttled = call.operation == "GetRecords"
+                && call.shard_id.as_ref() == Some(&shard)
+                && call.at.duration_since(began) < time;
+            if is_throttled { Outcome::throttled() } else { Outcome::Served }
+        });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn throttled_shard_holds_the_others_back() {
+        let kinesis = Kinesis::new();
+        let orders = kinesis.create_stream("orders", 2);
+        let begin = kinesis.now() - Duration::from_secs(3600);
+        for number in 0..100_u32 {
+            let at = begin + Duration::from_secs(u64::from(number));
+            orders.shard(number as usize / 10 % 2).put_at(at, number.to_string());
+        }
+        throttle(&kinesis, orders.shard(0).id(), Duration::from_secs(6));
+        let expected: Vec<String> = (0..100).map(|number| number.to_string()).collect();
+        assert_eq!(sorted(&kinesis).await, expected);
+    }
+
+    /// Returns the sorted records of a stream without an end, after both shards were quiet for a minute,
+    /// shard 1 was throttled for `time`, and a record of shard 1 and a later one of shard 0 arrived.
+    /// Returns the time until the first of the two as well.
+    async fn after_a_quiet_minute(time: Duration) -> (Vec<String>, Duration) {
+        let kinesis = Kinesis::new();
+        let orders = kinesis.create_stream("orders", 2);
+        let begin = kinesis.now() - Duration::from_secs(3600);
+        let consumer = Consumer::builder(kinesis.client(), "orders")
+            .starting_position(StartingPosition::TrimHorizon)
+            .checkpoint_on(CheckpointOn::Ack)
+            .build()
+            .unwrap();
+        let mut records = std::pin::pin!(by_arrival(&consumer));
+        let minute = tokio::time::timeout(Duration::from_secs(60), records.next()).await;
+        assert!(minute.is_err(), "expected no record");
+        throttle(&kinesis, orders.shard(1).id(), time);
+        orders.shard(1).put_at(begin, "first");
+        // Shard 1 has been throttled when the record of shard 0 arrives.
+        let throttled = tokio::time::timeout(Duration::from_secs(3), records.next()).await;
+        assert!(throttled.is_err(), "expected no record while the shard is throttled");
+        orders.shard(0).put_at(begin + Duration::from_secs(1), "second");
+        let waiting = Instant::now();
+        let mut data = Vec::new();
+        let mut waited = Duration::ZERO;
+        for _ in 0..2 {
+            let next = tokio::time::timeout(Duration::from_secs(90), records.next()).await;
+            let record = next.expect("expected a record within 90 s").unwrap().unwrap();
+            if data.is_empty() {
+                waited = waiting.elapsed();
+            }
+            data.push(String::from_utf8(record.data().to_vec()).unwrap());
+            record.ack();
+        }
+        (data, waited)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn quiet_shard_that_is_throttled_keeps_its_place() {
+        let (data, _) = after_a_quiet_minute(Duration::from_secs(7)).await;
+        assert_eq!(data, ["first", "second"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lasting_throttling_holds_the_others_back_for_ten_seconds() {
+        let (data, waited) = after_a_quiet_minute(Duration::from_secs(40)).await;
+        assert_eq!(data, ["second", "first"]);
+        assert!(waited <= PATIENCE, "waited for {waited:?}");
     }
 }

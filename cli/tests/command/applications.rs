@@ -4,10 +4,10 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Child;
 
 use crate::ferrokinesis_server::put_numbers;
-use crate::redis::RedisServer;
+use crate::redis_server::RedisServer;
 use crate::run::Server;
 
-fn of_billing(redis: &RedisServer) -> String {
+pub(crate) fn of_billing(redis: &RedisServer) -> String {
     format!("--application billing --redis {}", redis.url())
 }
 
@@ -22,7 +22,7 @@ async fn reader(server: &Server, redis: &RedisServer) -> Child {
     child
 }
 
-async fn signal(child: &mut Child, signal: &str) -> Option<i32> {
+pub(crate) async fn signal(child: &mut Child, signal: &str) -> Option<i32> {
     let process = child.id().unwrap().to_string();
     assert!(
         std::process::Command::new("kill").args([signal, &process]).status().unwrap().success()
@@ -35,7 +35,7 @@ async fn signal(child: &mut Child, signal: &str) -> Option<i32> {
 async fn signals_release_the_leases_and_save_the_positions() {
     let (server, redis) = (Server::with_orders(2).await, RedisServer::start(&[]));
     put_numbers(&server.client, "orders", 0..100).await.unwrap();
-    for kind in ["-INT", "-TERM"] {
+    for kind in ["-INT", "-TERM", "-HUP"] {
         let mut reader = reader(&server, &redis).await;
         // A running application shows its worker, and refuses changes.
         let status = server.run(&format!("status orders {}", of_billing(&redis))).await;

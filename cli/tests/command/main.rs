@@ -10,10 +10,13 @@ mod ferrokinesis_server;
 mod free_port;
 #[path = "../../../tests/emulators/kinesis_local.rs"]
 mod kinesis_local;
+mod profiles;
 mod put;
 #[path = "../../../tests/support/redis.rs"]
-mod redis;
+mod redis_server;
+mod reports;
 mod run;
+mod stores;
 mod streams;
 mod tail;
 #[cfg(unix)]

@@ -1,13 +1,19 @@
 use std::collections::BTreeMap;
 use std::process::Stdio;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use serde_json::Value;
-use tokio::io::AsyncWriteExt;
+use axum::body::Bytes;
+use axum::extract::DefaultBodyLimit;
+use axum::http::HeaderMap;
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin};
 
+use crate::applications::signal;
 use crate::ferrokinesis_server::put_numbers;
-use crate::run::Server;
+use crate::run::{Server, command, run};
 
 /// Returns the data of all records by key, in the order of the stream.
 async fn contents(server: &Server) -> BTreeMap<String, Vec<String>> {
@@ -67,6 +73,8 @@ async fn files_are_put_and_a_missing_one_puts_nothing() {
     let missing = folder.join("missing").display().to_string();
     let refused = server.run(&format!("put orders {} {missing} --key k", one.display())).await;
     assert!(refused.failure().contains(&format!("cannot open {missing}")), "{}", refused.stderr);
+    let refused = server.run(&format!("put orders {} {}", one.display(), folder.display())).await;
+    assert!(refused.failure().ends_with(": it is a directory\n"), "{}", refused.stderr);
     server.run(&format!("put orders {} {} --key k", one.display(), two.display())).await.lines();
     assert_eq!(contents(&server).await["k"], ["a", "b", "c"]);
     std::fs::remove_dir_all(&folder).unwrap();
@@ -79,6 +87,66 @@ async fn dry_run_shows_the_keys_and_puts_nothing() {
     assert_eq!(shown.lines(), ["host-1 1 B", "host-2 2 B"]);
     put_numbers(&server.client, "orders", 0..1).await.unwrap();
     assert_eq!(contents(&server).await.len(), 1);
+}
+
+/// Starts a server that describes a stream with this record limit, which ferrokinesis does not do, and
+/// stores all records. Returns its port, and the lengths of the stored records.
+async fn server_with_record_limit(kib: Option<u32>) -> (u16, Arc<Mutex<Vec<usize>>>) {
+    let stored = Arc::new(Mutex::new(Vec::new()));
+    let lengths = Arc::clone(&stored);
+    let handler = move |headers: HeaderMap, body: Bytes| async move {
+        let operation = headers["x-amz-target"].to_str().unwrap();
+        let request: Value = serde_json::from_slice(&body).unwrap();
+        if operation.ends_with(".DescribeStreamSummary") {
+            let summary = json!({
+                "StreamName": "orders",
+                "StreamARN": "arn:aws:kinesis:us-east-1:123456789012:stream/orders",
+                "StreamStatus": "ACTIVE",
+                "RetentionPeriodHours": 24,
+                "StreamCreationTimestamp": 1_767_225_600,
+                "EnhancedMonitoring": [],
+                "OpenShardCount": 1,
+                "MaxRecordSizeInKiB": kib,
+            });
+            return Json(json!({"StreamDescriptionSummary": summary}));
+        }
+        assert!(operation.ends_with(".PutRecords"), "{operation}");
+        let mut answers = Vec::new();
+        for record in request["Records"].as_array().unwrap() {
+            let data = record["Data"].as_str().unwrap();
+            let data = base64_simd::STANDARD.decode_to_vec(data).unwrap();
+            lengths.lock().unwrap().push(data.len());
+            answers.push(json!({"SequenceNumber": "1", "ShardId": "shardId-000000000000"}));
+        }
+        Json(json!({"FailedRecordCount": 0, "Records": answers}))
+    };
+    let app = Router::new().fallback(handler).layer(DefaultBodyLimit::disable());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(axum::serve(listener, app).into_future());
+    (port, stored)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_record_is_put_if_the_stream_allows_it() {
+    const MIB: usize = 1 << 20;
+    // With their key of one byte.
+    let lengths = [MIB - 1, MIB, 2 * MIB - 1, 2 * MIB];
+    let lines = lengths.map(|length| "x".repeat(length)).join("\n");
+    for (kib, shown, allowed) in
+        [(None, "1.0 MiB", 1), (Some(1024), "1.0 MiB", 1), (Some(2048), "2.0 MiB", 3)]
+    {
+        let (port, stored) = server_with_record_limit(kib).await;
+        let words = format!("put orders --key k --endpoint-url http://127.0.0.1:{port}");
+        let put = run(&mut command(&words), &lines).await;
+        let failure = put.failure();
+        assert_eq!(*stored.lock().unwrap(), lengths[..allowed], "{failure}");
+        for number in allowed + 1..=lengths.len() {
+            let note =
+                format!("line {number} of stdin: longer than a record of {shown} with its key");
+            assert!(failure.contains(&note), "{failure}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -137,6 +205,22 @@ async fn signal_puts_the_lines_that_were_read() {
     let ended = tokio::time::timeout(Duration::from_secs(30), child.wait()).await;
     assert_eq!(ended.expect("expected an end within 30 s").unwrap().code(), Some(0));
     assert_eq!(contents(&server).await["k"], expected);
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn dry_run_ends_by_a_signal_while_its_output_is_not_read() {
+    let mut command = command("put orders --dry-run --key k");
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // More lines than the two pipes hold, so the command waits for the reader of its output.
+    let writing = tokio::spawn(async move { stdin.write_all(&b"line\n".repeat(200_000)).await });
+    let mut first = [0; 6];
+    child.stdout.as_mut().unwrap().read_exact(&mut first).await.unwrap();
+    assert_eq!(&first, b"k 4 B\n");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!writing.is_finished(), "expected lines that are not read");
+    assert_eq!(signal(&mut child, "-TERM").await, Some(0));
 }
 
 #[cfg(unix)]

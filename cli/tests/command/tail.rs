@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use aws_sdk_kinesis::primitives::Blob;
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
 use crate::ferrokinesis_server::{create_stream, put_numbers, split_first_shard};
 use crate::kinesis_local::KinesisLocal;
@@ -145,6 +145,23 @@ async fn closed_pipe_ends_a_quiet_stream_with_success() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn fan_out_registers_its_consumer_and_reads_over_a_split() {
+    let server = Server::with_orders(2).await;
+    put_numbers(&server.client, "orders", 0..300).await.unwrap();
+    split_first_shard(&server.client, "orders").await.unwrap();
+    put_numbers(&server.client, "orders", 300..500).await.unwrap();
+    let words = "tail orders --fan-out dashboard --since trim-horizon --exit-at-end";
+    let read = server.run(words).await;
+    assert_eq!(read.lines().len(), 500);
+    assert_eq!(numbers(&read.lines()), (0..500).collect());
+    let described = server.run("describe orders").await;
+    assert!(described.stdout.contains("\ndashboard            active  20"), "{described:?}");
+    // The consumer exists already.
+    let read = server.run(&format!("{words} -n 7 --sort")).await;
+    assert_eq!(read.lines().len(), 7);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn demonstration_needs_no_account() {
     let words = "tail --demo --since trim-horizon -n 1000 --output raw";
     let read = run(&mut command(words), "").await;
@@ -165,6 +182,27 @@ async fn unknown_stream_is_reported_with_similar_names() {
         "{failure}"
     );
     assert!(failure.contains("  Did you mean orders?\n"), "{failure}");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn full_disk_is_reported() {
+    let server = Server::with_orders(1).await;
+    put_numbers(&server.client, "orders", 0..10).await.unwrap();
+    for words in [
+        "tail orders --since trim-horizon",
+        "tail orders --last 3",
+        "describe orders",
+        "streams --output json",
+        "completions bash",
+    ] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut child = server.command(words).stdout(full).spawn().unwrap();
+        let mut stderr = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut stderr).await.unwrap();
+        assert_eq!(child.wait().await.unwrap().code(), Some(1), "{words}");
+        assert!(stderr.starts_with("error: cannot write to stdout: No space left"), "{stderr}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -193,6 +231,7 @@ async fn wrong_arguments_have_exit_code_2() {
     let read = run(&mut command("tail orders --until 10m"), "").await;
     assert_eq!(read.code, Some(2));
     assert!(read.stderr.contains("--until is in the past"), "{}", read.stderr);
+    assert!(read.stderr.contains("Usage: kinestream tail "), "{}", read.stderr);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use portable_pty::{Child, CommandBuilder, MasterPty, PtySize, native_pty_system};
 
+use crate::run::Server;
+
 /// The longest time that a screen may take to appear.
 const TIME: Duration = Duration::from_secs(30);
 
@@ -15,6 +17,8 @@ struct Terminal {
     master: Box<dyn MasterPty + Send>,
     keyboard: Box<dyn Write + Send>,
     screen: Arc<Mutex<vt100::Parser>>,
+    /// All bytes that the command has written.
+    written: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Terminal {
@@ -31,14 +35,17 @@ impl Terminal {
         let mut output = pair.master.try_clone_reader().unwrap();
         let screen = Arc::new(Mutex::new(vt100::Parser::new(rows, cols, 1000)));
         let shown = Arc::clone(&screen);
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&written);
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(length @ 1..) = output.read(&mut buffer) {
                 shown.lock().unwrap().process(&buffer[..length]);
+                kept.lock().unwrap().extend_from_slice(&buffer[..length]);
             }
         });
         let keyboard = pair.master.take_writer().unwrap();
-        Self { child, master: pair.master, keyboard, screen }
+        Self { child, master: pair.master, keyboard, screen, written }
     }
 
     fn text(&self) -> String {
@@ -147,4 +154,55 @@ fn colours_follow_the_terminal_and_no_color() {
         let cell = screen.screen().cell(1, 4).unwrap();
         assert_eq!(cell.fgcolor() != vt100::Color::Default, is_colourful, "{cell:?}");
     }
+}
+
+#[test]
+fn dumb_terminal_gets_no_control_codes() {
+    let variables = [("TERM", "dumb")];
+    let mut terminal = Terminal::start("tail --demo --since 1h -n 5", (30, 100), &variables);
+    assert_eq!(terminal.exit_code(), 0);
+    let text = terminal.wait_for("a summary", |text| text.contains("5 records ("));
+    assert!(text.starts_with("SHARD ARRIVAL"), "{text}");
+    let written = terminal.written.lock().unwrap();
+    assert!(!written.contains(&0x1b), "{:?}", String::from_utf8_lossy(&written));
+}
+
+#[test]
+fn narrow_terminal_shows_records_above_a_footer() {
+    let mut terminal = Terminal::start("tail --demo --since 10m", (12, 20), &[]);
+    let text = terminal.wait_for("a footer", |text| {
+        footer(text).first() == Some(&"shard  lag") && text.contains("caught up")
+    });
+    assert!(footer(&text).len() <= 6, "expected records above the footer:\n{text}");
+    terminal.press(b"\x03");
+    assert_eq!(terminal.exit_code(), 0);
+}
+
+// The test blocks one thread.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tables_are_cut_to_the_terminal() {
+    let server = Server::with_orders(1).await;
+    let endpoint = format!("--endpoint-url http://127.0.0.1:{}", server.port);
+    for words in ["streams", "describe orders"] {
+        let mut terminal = Terminal::start(&format!("{words} {endpoint}"), (30, 20), &[]);
+        assert_eq!(terminal.exit_code(), 0);
+        let text = terminal.wait_for("the stream", |text| text.contains("orders"));
+        // A line that was cut has the mark as its last column.
+        assert!(
+            text.lines().any(|line| line.chars().count() == 20 && line.ends_with('…')),
+            "{text}"
+        );
+        assert!(text.lines().all(|line| !line.starts_with("provisioned")), "{text}");
+    }
+}
+
+// The test blocks one thread.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn progress_is_shown_while_no_record_is_found() {
+    let server = Server::with_orders(1).await;
+    let words = format!("tail orders --last 3 --endpoint-url http://127.0.0.1:{}", server.port);
+    let mut terminal = Terminal::start(&words, (10, 100), &[]);
+    terminal.wait_for("progress", |text| text.contains("reading back 4 s: 0 records read, 0 of 3"));
+    terminal.press(b"\x03");
+    assert_eq!(terminal.exit_code(), 0);
 }

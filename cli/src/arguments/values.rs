@@ -1,0 +1,72 @@
+//! The values of arguments as the user writes them.
+
+use std::time::Duration;
+
+use kinestream::ShardId;
+
+use crate::time;
+
+/// The refusal of a sequence number as the position of no shard or of several.
+pub(super) const ONE_SHARD: &str =
+    "a sequence number belongs to one shard; add exactly one --shard";
+
+/// Parses a pause of at least one second.
+pub(super) fn pause(text: &str) -> Result<Duration, String> {
+    match time::duration(text)? {
+        pause if pause < Duration::from_secs(1) => Err("expected at least 1s".to_owned()),
+        pause => Ok(pause),
+    }
+}
+
+/// Parses the name of a region. With other characters, no host has the name.
+pub(super) fn region(text: &str) -> Result<String, String> {
+    let is_part = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if text.is_empty() || !text.bytes().all(is_part) {
+        return Err("expected a region such as eu-west-1".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// Parses the URL of an endpoint. Without a scheme, each call would fail and be retried.
+pub(super) fn endpoint(text: &str) -> Result<String, String> {
+    let host = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    match host {
+        Some(host) if !host.is_empty() && !host.starts_with('/') => Ok(text.to_owned()),
+        _ => Err("expected a URL such as http://127.0.0.1:4567 or https://example.com".to_owned()),
+    }
+}
+
+/// Parses a shard by its name or by its number, as printed.
+pub(super) fn shard(text: &str) -> Result<ShardId, kinestream::Error> {
+    let number: Option<u64> = text.parse().ok();
+    number.map_or_else(|| text.parse(), |number| format!("shardId-{number:012}").parse())
+}
+
+/// Parses the master that sentinels report: its name, or a URL with the name as the host.
+pub(super) fn master(text: &str) -> Result<String, String> {
+    if text.contains("://") {
+        return Ok(text.to_owned());
+    }
+    // Sentinel allows these characters in a name.
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    if text.is_empty() || !text.bytes().all(is_part) {
+        return Err("expected a name such as mymaster, or a URL such as \
+                    redis://user:password@mymaster/"
+            .to_owned());
+    }
+    Ok(format!("redis://{text}/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn master_is_a_name_or_a_url() {
+        assert_eq!(master("my-master_1.eu"), Ok("redis://my-master_1.eu/".to_owned()));
+        assert_eq!(master("rediss://:secret@main/2"), Ok("rediss://:secret@main/2".to_owned()));
+        for text in ["", "my master", "user:secret@main", "a/b"] {
+            assert!(master(text).is_err(), "expected {text:?} to be refused");
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! The status of an application: what is shown of it, as text and as JSON.
+
+use std::time::{Duration, SystemTime};
+
+use kinestream::{ApplicationStatus, Checkpoint, ShardId, ShardState};
+use serde::Serialize;
+
+use super::Lags;
+use crate::output::{Paint, escape, short};
+use crate::position;
+use crate::quantity::{counted, duration};
+use crate::table::Table;
+use crate::time;
+
+/// The status of an application. The names of the fields are those of `--output json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Report {
+    /// The time of the report.
+    #[serde(serialize_with = "time::serialize")]
+    time: Option<SystemTime>,
+    application: String,
+    stream: String,
+    workers: Vec<String>,
+    /// The largest lag; `None` if no lag is known.
+    millis_behind_latest: Option<u64>,
+    shards: Vec<ShardReport>,
+    /// The reason for which the lag of a shard is unknown.
+    #[serde(skip)]
+    lag_failure: Option<String>,
+}
+
+/// The status of a shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct ShardReport {
+    shard_id: ShardId,
+    state: ShardState,
+    owner: Option<String>,
+    /// The worker to which the shard is handed off.
+    next_owner: Option<String>,
+    epoch: u64,
+    parents: Vec<ShardId>,
+    position: Option<Checkpoint>,
+    /// `None` if Kinesis does not answer, and for a finished shard.
+    millis_behind_latest: Option<u64>,
+}
+
+impl Report {
+    pub(super) fn new(status: ApplicationStatus, lags: &Lags, now: SystemTime) -> Self {
+        let lag = |shard: &ShardId| lags.get(shard).and_then(|lag| lag.as_ref().ok()).copied();
+        let failure = lags.values().find_map(|lag| lag.as_ref().err());
+        let shards = status.shards.into_iter().map(|(shard_id, shard)| ShardReport {
+            millis_behind_latest: lag(&shard_id),
+            shard_id,
+            state: shard.state,
+            owner: shard.owner,
+            next_owner: shard.next_owner,
+            epoch: shard.epoch,
+            parents: shard.parents,
+            position: shard.position,
+        });
+        Self {
+            time: Some(now),
+            application: status.application,
+            stream: status.stream,
+            workers: status.workers,
+            millis_behind_latest: lags.values().flatten().copied().max(),
+            lag_failure: failure.map(|failure| failure.message().to_owned()),
+            shards: shards.collect(),
+        }
+    }
+
+    /// Returns the report for people.
+    pub(super) fn shown(&self, paint: Paint) -> String {
+        let name = |name: &str| escape(name.as_bytes());
+        let lag = |lag: Option<u64>| lag.map_or_else(|| "-".to_owned(), lag_shown);
+        let mut text = format!(
+            "{} {}\n{} {}\n{} {}\n{} {}\n\n",
+            paint.heading("application"),
+            paint.name(&name(&self.application)),
+            paint.heading("stream     "),
+            paint.name(&name(&self.stream)),
+            paint.heading("workers    "),
+            workers(&self.workers, paint),
+            paint.heading("behind     "),
+            self.behind(),
+        );
+        let mut table =
+            Table::new(&["SHARD", "STATE", "BEHIND", "OWNER", "POSITION"]).right(&[0, 2]);
+        for shard in &self.shards {
+            let owner = match (&shard.owner, &shard.next_owner) {
+                (Some(owner), Some(next)) => format!("{} → {}", name(owner), name(next)),
+                (Some(owner), None) => name(owner),
+                _ => "-".to_owned(),
+            };
+            table.push(vec![
+                paint.name(&name(short(shard.shard_id.as_str()))),
+                state_shown(shard.state, paint),
+                lag(shard.millis_behind_latest),
+                owner,
+                position::shown(shard.position.as_ref()),
+            ]);
+        }
+        text += &table.shown(paint);
+        text
+    }
+
+    /// Returns the largest lag, or the reason for which no lag is known.
+    fn behind(&self) -> String {
+        match (self.millis_behind_latest, &self.lag_failure) {
+            (Some(lag), _) => lag_shown(lag),
+            (None, Some(failure)) => format!("unknown ({})", escape(failure.as_bytes())),
+            (None, None) => "-".to_owned(),
+        }
+    }
+}
+
+fn workers(workers: &[String], paint: Paint) -> String {
+    if workers.is_empty() {
+        return paint.warn("none: the application does not run");
+    }
+    let names = workers.iter().map(|worker| escape(worker.as_bytes()));
+    let count = counted(workers.len() as u64, "worker");
+    format!("{count}: {}", names.collect::<Vec<_>>().join(", "))
+}
+
+fn lag_shown(millis: u64) -> String {
+    match millis {
+        0 => "caught up".to_owned(),
+        millis => duration(Duration::from_millis(millis)),
+    }
+}
+
+fn state_shown(state: ShardState, paint: Paint) -> String {
+    match state {
+        ShardState::Reading => paint.good("reading"),
+        ShardState::Unassigned => paint.bad("unassigned"),
+        ShardState::Failed => paint.bad("failed"),
+        ShardState::Expired => paint.bad("expired"),
+        ShardState::Unreadable => paint.bad("unreadable"),
+        ShardState::Waiting => paint.warn("waiting"),
+        ShardState::HandingOff => paint.warn("handing off"),
+        ShardState::EndingReached => paint.dim("ending reached"),
+        ShardState::Finished => paint.dim("finished"),
+        // A later version of the crate may add states.
+        later => format!("{later:?}").to_lowercase(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use kinestream::testing::Kinesis;
+    use kinestream::{Consumer, MemoryStore};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::failure::Failure;
+    use crate::output::json_line;
+
+    /// Returns the status of an application with a parent that is read and two children that wait.
+    async fn status() -> ApplicationStatus {
+        let kinesis = Kinesis::new();
+        kinesis.create_stream("orders", 1).shard(0).split();
+        let consumer = Consumer::builder(kinesis.client(), "orders")
+            .application("billing")
+            .store(MemoryStore::new())
+            .worker_id("worker-1")
+            .build()
+            .unwrap();
+        let mut shards = consumer.shards();
+        let _held = futures::StreamExt::next(&mut shards).await.unwrap().unwrap();
+        consumer.status().await.unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn report_is_an_object_of_json() {
+        let status = status().await;
+        let parent: ShardId = "shardId-000000000000".parse().unwrap();
+        let (position, epoch) =
+            (status.shards[&parent].position.clone(), status.shards[&parent].epoch);
+        let position = position.unwrap().to_string();
+        let lags = Lags::from([(parent, Ok(1500))]);
+        let report = Report::new(status, &lags, UNIX_EPOCH + Duration::from_secs(1_767_225_600));
+        let json: Value = serde_json::from_str(&json_line(&report).unwrap()).unwrap();
+        let child = |id| {
+            json!({
+                "shard_id": id,
+                "state": "waiting",
+                "owner": null,
+                "next_owner": null,
+                "epoch": 0,
+                "parents": ["shardId-000000000000"],
+                "position": position,
+                "millis_behind_latest": null,
+            })
+        };
+        assert_eq!(
+            json,
+            json!({
+                "time": "2026-01-01T00:00:00.000Z",
+                "application": "billing",
+                "stream": "orders",
+                "workers": ["worker-1"],
+                "millis_behind_latest": 1500,
+                "shards": [
+                    {
+                        "shard_id": "shardId-000000000000",
+                        "state": "reading",
+                        "owner": "worker-1",
+                        "next_owner": null,
+                        "epoch": epoch,
+                        "parents": [],
+                        "position": position,
+                        "millis_behind_latest": 1500,
+                    },
+                    child("shardId-000000000001"),
+                    child("shardId-000000000002"),
+                ],
+            })
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reason_is_shown_if_no_lag_is_known() {
+        let status = status().await;
+        let mut lags: Lags = Lags::new();
+        for shard in status.shards.keys() {
+            lags.insert(shard.clone(), Err(Failure::new("access denied: GetRecords")));
+        }
+        let shown =
+            |lags: &Lags| Report::new(status.clone(), lags, UNIX_EPOCH).shown(Paint::plain());
+        assert!(shown(&lags).contains("behind      unknown (access denied: GetRecords)\n"));
+        lags.insert(status.shards.keys().next().unwrap().clone(), Ok(0));
+        assert!(shown(&lags).contains("behind      caught up\n"));
+    }
+
+    #[test]
+    fn lag_is_shown_as_a_duration() {
+        assert_eq!([0, 1500, 182_000].map(lag_shown), ["caught up", "1500 ms", "3m 2s"]);
+    }
+}

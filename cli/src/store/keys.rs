@@ -1,0 +1,150 @@
+//! The keys of a Redis by their pattern, on every master of a cluster.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use redis::aio::ConnectionLike;
+use redis::cluster::ClusterClient;
+use redis::cluster_async::ClusterConnection;
+use redis::cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, Slot, SlotAddr};
+use redis::sentinel::{Sentinel, SentinelNodeConnectionInfo};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, IntoConnectionInfo, RedisResult,
+    TlsMode, Value, cmd, from_redis_value,
+};
+
+use crate::arguments::Store;
+use crate::failure::{Failure, Outcome};
+
+/// The limit of a connection attempt and of an answer.
+const TIME: Duration = Duration::from_secs(5);
+/// The keys that one call looks at.
+const PAGE: usize = 1000;
+
+/// Returns the keys that match the pattern.
+pub(crate) async fn matching(store: &Store, pattern: &str) -> Outcome<BTreeSet<String>> {
+    // The crate finds out what is wrong with a store, and its errors give advice.
+    super::connect(store).await?;
+    found(store, pattern).await.map_err(|error| {
+        // The code alone: the text may hold parts of the URL.
+        let code = error.code().unwrap_or("the connection failed");
+        Failure::new(format!("cannot list the keys of Redis: {code}"))
+            .advise("The user needs the permission for SCAN.")
+    })
+}
+
+async fn found(store: &Store, pattern: &str) -> RedisResult<BTreeSet<String>> {
+    let client = match (&store.sentinel_master, &store.redis[..]) {
+        (Some(master), _) => master_client(&store.redis, master).await?,
+        (None, [url]) => Client::open(url.as_str())?,
+        (None, urls) => return in_cluster(urls, pattern).await,
+    };
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(TIME))
+        .set_response_timeout(Some(TIME));
+    let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+    // A user without the permission for INFO lists the keys of this server.
+    let information: RedisResult<String> =
+        cmd("INFO").arg("server").query_async(&mut connection).await;
+    if information.is_ok_and(|text| text.contains("redis_mode:cluster")) {
+        return in_cluster(&store.redis, pattern).await;
+    }
+    let mut keys = BTreeSet::new();
+    let mut cursor = 0;
+    loop {
+        let page = connection.req_packed_command(&scan(cursor, pattern)).await?;
+        cursor = add(page, &mut keys)?;
+        if cursor == 0 {
+            return Ok(keys);
+        }
+    }
+}
+
+/// Returns a client of the master that the sentinels report.
+async fn master_client(sentinels: &[String], master: &str) -> RedisResult<Client> {
+    let master = master.into_connection_info()?;
+    let node = SentinelNodeConnectionInfo::default()
+        .set_redis_connection_info(master.redis_settings().clone());
+    let (name, node) = match master.addr() {
+        ConnectionAddr::TcpTls { host, .. } => (host, node.set_tls_mode(TlsMode::Secure)),
+        ConnectionAddr::Tcp(host, _) => (host, node),
+        _ => return Err((ErrorKind::InvalidClientConfig, "a master has a name").into()),
+    };
+    let sentinels = sentinels.iter().map(String::as_str).collect();
+    Sentinel::build(sentinels)?.async_master_for(name, Some(&node)).await
+}
+
+/// Returns the keys of all masters. Keys that move to another master meanwhile may be missing.
+async fn in_cluster(urls: &[String], pattern: &str) -> RedisResult<BTreeSet<String>> {
+    let urls = urls.iter().map(String::as_str);
+    let client =
+        ClusterClient::builder(urls).connection_timeout(TIME).response_timeout(TIME).build()?;
+    let mut connection = client.get_async_connection().await?;
+    let slots = cmd("CLUSTER").arg("SLOTS").query_async(&mut connection).await?;
+    let mut keys = BTreeSet::new();
+    for slot in slots_of_masters(slots)? {
+        let route = Route::with_slot(slot, SlotAddr::Master);
+        scan_node(&mut connection, &route, pattern, &mut keys).await?;
+    }
+    Ok(keys)
+}
+
+/// Returns one slot of each master in the answer to `CLUSTER SLOTS`: ranges of a first slot, a last
+/// slot, the master, and its replicas.
+fn slots_of_masters(ranges: Vec<Vec<Value>>) -> RedisResult<Vec<Slot>> {
+    let mut slots = BTreeMap::new();
+    for range in ranges {
+        let [first, _last, master, ..] = &range[..] else { continue };
+        if let Some(slot) = Slot::new(from_redis_value(first.clone())?) {
+            slots.insert(format!("{master:?}"), slot);
+        }
+    }
+    Ok(slots.into_values().collect())
+}
+
+async fn scan_node(
+    connection: &mut ClusterConnection,
+    route: &Route,
+    pattern: &str,
+    keys: &mut BTreeSet<String>,
+) -> RedisResult<()> {
+    let mut cursor = 0;
+    loop {
+        let routing = RoutingInfo::SingleNode(SingleNodeRoutingInfo::SpecificNode(*route));
+        let page = connection.route_command(scan(cursor, pattern), routing).await?;
+        cursor = add(page, keys)?;
+        if cursor == 0 {
+            return Ok(());
+        }
+    }
+}
+
+fn scan(cursor: u64, pattern: &str) -> Cmd {
+    let mut scan = cmd("SCAN");
+    scan.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(PAGE);
+    scan
+}
+
+/// Adds the keys of a page, and returns the cursor of the next one; zero after the last.
+fn add(page: Value, keys: &mut BTreeSet<String>) -> RedisResult<u64> {
+    let (cursor, page): (u64, Vec<String>) = from_redis_value(page)?;
+    keys.extend(page);
+    Ok(cursor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_master_has_one_slot() {
+        let range = |first: i64, port: i64| {
+            let master =
+                Value::Array(vec![Value::BulkString(b"127.0.0.1".to_vec()), Value::Int(port)]);
+            vec![Value::Int(first), Value::Int(first + 99), master.clone(), master]
+        };
+        let slots = slots_of_masters(vec![range(0, 1), range(100, 2), range(200, 1)]).unwrap();
+        assert_eq!(slots.len(), 2);
+        assert!(slots_of_masters(vec![vec![Value::Int(0)]]).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,130 @@
+//! Stores other than a single Redis: a cluster, and a master that sentinels report.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use redis::FromRedisValue;
+use redis::aio::MultiplexedConnection;
+
+use crate::ferrokinesis_server::put_numbers;
+use crate::free_port::free_port;
+use crate::redis_server::RedisServer;
+use crate::run::Server;
+
+const SLOTS: u16 = 16_384;
+/// Applications whose keys are on both nodes of a cluster of two.
+const APPLICATIONS: [&str; 4] = ["billing", "search", "mail", "audit"];
+
+async fn connection(server: &RedisServer) -> MultiplexedConnection {
+    let client = redis::Client::open(server.url()).unwrap();
+    client.get_multiplexed_async_connection().await.unwrap()
+}
+
+async fn cluster<T: FromRedisValue>(raw: &mut MultiplexedConnection, words: &[&str]) -> T {
+    redis::cmd("CLUSTER").arg(words).query_async(raw).await.unwrap()
+}
+
+/// Starts two nodes of a cluster with half of the slots each.
+async fn two_nodes() -> [RedisServer; 2] {
+    let mut cluster_ports = Vec::new();
+    let mut nodes = Vec::new();
+    for (first, last) in [(0, SLOTS / 2 - 1), (SLOTS / 2, SLOTS - 1)] {
+        let mut cluster_port = 0;
+        let listens = |port: u16, _folder: &Path| {
+            cluster_port = free_port();
+            ["--port", &port.to_string(), "--cluster-port", &cluster_port.to_string()]
+                .map(str::to_owned)
+                .to_vec()
+        };
+        let node = RedisServer::launched(listens, &["--cluster-enabled", "yes"]);
+        let mut raw = connection(&node).await;
+        let range = [first, last].map(|slot| slot.to_string());
+        cluster::<()>(&mut raw, &["ADDSLOTSRANGE", &range[0], &range[1]]).await;
+        cluster_ports.push(cluster_port.to_string());
+        nodes.push(node);
+    }
+    let mut raw = connection(&nodes[0]).await;
+    let port = nodes[1].port().to_string();
+    cluster::<()>(&mut raw, &["MEET", "127.0.0.1", &port, &cluster_ports[1]]).await;
+    for node in &nodes {
+        let mut raw = connection(node).await;
+        let began = Instant::now();
+        while !cluster::<String>(&mut raw, &["INFO"]).await.contains("cluster_state:ok") {
+            assert!(began.elapsed() < Duration::from_secs(60), "expected a complete cluster");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    nodes.try_into().unwrap_or_else(|_| panic!("expected two nodes"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cluster_is_found_by_one_node_or_several() {
+    let (server, nodes) = (Server::with_orders(1).await, two_nodes().await);
+    put_numbers(&server.client, "orders", 0..10).await.unwrap();
+    let one = format!("--redis {}", nodes[0].url());
+    // Nothing listens on the first port.
+    let several = format!("--redis redis://127.0.0.1:1/ --redis {}", nodes[1].url());
+    for (application, store) in APPLICATIONS.iter().zip([&one, &several, &one, &several]) {
+        let of = format!("--application {application} {store}");
+        let read = server.run(&format!("tail orders --since trim-horizon -n 10 {of}")).await;
+        assert_eq!(read.lines().len(), 10);
+        let status = server.run(&format!("status orders {of}")).await;
+        assert_eq!(status.lines()[2], "workers     none: the application does not run");
+        server.run(&format!("seek orders --to trim-horizon --yes {of}")).await.lines();
+    }
+    for node in &nodes {
+        let mut raw = connection(node).await;
+        let keys: u64 = redis::cmd("DBSIZE").query_async(&mut raw).await.unwrap();
+        assert!(keys > 0, "expected applications on both nodes");
+    }
+    for store in [&one, &several] {
+        let listed = server.run(&format!("status {store}")).await;
+        let names: Vec<_> =
+            listed.lines()[1..].iter().filter_map(|line| line.split(' ').next()).collect();
+        assert_eq!(names, ["audit", "billing", "mail", "search"]);
+        server.run(&format!("reset orders --yes --application mail {store}")).await.lines();
+        server
+            .run(&format!("tail orders -n 1 --since trim-horizon --application mail {store}"))
+            .await
+            .lines();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn master_is_found_by_its_sentinel() {
+    const PASSWORD: &str = "secret-of-the-master";
+    let server = Server::with_orders(1).await;
+    put_numbers(&server.client, "orders", 0..10).await.unwrap();
+    let master = RedisServer::start(&["--requirepass", PASSWORD]);
+    let sentinel = RedisServer::sentinel(&format!(
+        "sentinel monitor orders-master 127.0.0.1 {} 1\nsentinel auth-pass orders-master {PASSWORD}\n",
+        master.port()
+    ));
+    let store = |name: &str| format!("--redis {} --sentinel-master {name}", sentinel.url());
+    let known = store(&format!("redis://:{PASSWORD}@orders-master/"));
+    let of = format!("--application billing {known}");
+    let read = server.run(&format!("tail orders --since trim-horizon -n 10 {of}")).await;
+    assert_eq!(read.lines().len(), 10);
+    let status = server.run(&format!("status orders {of} --output json")).await;
+    let json: serde_json::Value = serde_json::from_str(status.lines()[0]).unwrap();
+    assert_eq!(json["shards"].as_array().map(Vec::len), Some(1), "{json}");
+    let listed = server.run(&format!("status {known}")).await;
+    assert_eq!(listed.lines(), ["APPLICATION  STREAM", "billing      orders"]);
+    server.run(&format!("reset orders --yes {of}")).await.lines();
+
+    for (name, expected) in [
+        ("unknown", "report no reachable master unknown"),
+        ("orders-master", "error: Redis at orders-master (sentinels 127.0.0.1:"),
+    ] {
+        let refused = server.run(&format!("status {}", store(name))).await;
+        let failure = refused.failure();
+        assert!(failure.contains(expected), "{failure}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_without_a_cluster_are_refused_together() {
+    let (server, redis) = (Server::with_orders(1).await, RedisServer::start(&[]));
+    let refused = server.run(&format!("status --redis {0} --redis {0}", redis.url())).await;
+    assert!(refused.failure().contains("cluster"), "{refused:?}");
+}
