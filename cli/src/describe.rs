@@ -7,7 +7,7 @@ use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::types::Consumer;
 
 use crate::arguments::{Aws, DescribeArguments, ReportFormat};
-use crate::client::{self, of_stream, suggest_names};
+use crate::client::{self, Calls, of_stream, suggest_names};
 use crate::failure::{Failure, Outcome};
 use crate::output::{Paint, json_line, write_out, write_report};
 
@@ -15,7 +15,7 @@ use description::Description;
 use tree::Node;
 
 pub(crate) async fn run(arguments: &DescribeArguments, aws: &Aws) -> Outcome<()> {
-    let client = client::connect(aws, Some(&arguments.stream)).await?;
+    let client = client::connect(aws, Some(&arguments.stream), Calls::Short).await?;
     let description = match describe(&client, &arguments.stream).await {
         Ok(description) => description,
         Err(failure) => return Err(suggest_names(&client, &arguments.stream, failure).await),

@@ -7,7 +7,7 @@ use kinestream::{
 };
 
 use crate::arguments::{Aws, ResetArguments, SeekArguments, Target};
-use crate::client;
+use crate::client::{self, Calls};
 use crate::confirm::confirmed;
 use crate::failure::{Failure, Outcome};
 use crate::output::{escape, say, short, write_out};
@@ -79,7 +79,7 @@ pub(crate) async fn reset(arguments: &ResetArguments, aws: &Aws) -> Outcome<()> 
 }
 
 async fn consumer(target: &Target, aws: &Aws) -> Outcome<Consumer> {
-    let client = client::connect(aws, Some(&target.stream)).await?;
+    let client = client::connect(aws, Some(&target.stream), Calls::Short).await?;
     let store = store::connect(&target.store).await?;
     let builder = Consumer::builder(client, &target.stream).application(&target.application);
     Ok(builder.store(store).build()?)

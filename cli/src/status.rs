@@ -13,7 +13,7 @@ use futures::StreamExt;
 use kinestream::{ApplicationStatus, Consumer, ShardId, ShardState};
 
 use crate::arguments::{Aws, ReportFormat, StatusArguments};
-use crate::client;
+use crate::client::{self, Calls};
 use crate::failure::{Failure, Outcome};
 use crate::output::{
     Paint, Written, is_reader_gone, json_line, obeys_codes, say, write_out, write_report,
@@ -35,7 +35,7 @@ pub(crate) async fn run(arguments: &StatusArguments, aws: &Aws) -> Outcome<()> {
         return applications::run(arguments).await;
     };
     let mut stop = Stop::listen()?;
-    let client = client::connect(aws, Some(stream)).await?;
+    let client = client::connect(aws, Some(stream), Calls::Short).await?;
     let store = store::connect(&arguments.store).await?;
     let consumer =
         Consumer::builder(client.clone(), stream).application(application).store(store).build()?;

@@ -9,7 +9,7 @@ use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 
 use crate::arguments::{Aws, ReportFormat, StreamsArguments};
-use crate::client::{self, UNKNOWN, list_streams};
+use crate::client::{self, Calls, UNKNOWN, list_streams};
 use crate::failure::{Failure, Outcome};
 use crate::output::{Paint, escape, json_line, write_out, write_report};
 use crate::quantity::count;
@@ -42,7 +42,7 @@ struct Line {
 }
 
 pub(crate) async fn run(arguments: &StreamsArguments, aws: &Aws) -> Outcome<()> {
-    let client = client::connect(aws, None).await?;
+    let client = client::connect(aws, None, Calls::Short).await?;
     let streams = list_streams(&client).await?;
     let streams = futures::stream::iter(streams)
         .map(|stream| describe(&client, stream))
