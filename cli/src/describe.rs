@@ -9,7 +9,7 @@ use aws_sdk_kinesis::types::Consumer;
 use crate::arguments::{Aws, DescribeArguments, ReportFormat};
 use crate::client::{self, Calls, of_stream, suggest_names};
 use crate::failure::{Failure, Outcome};
-use crate::output::{Paint, json_line, write_out, write_report};
+use crate::output::{Paint, json_line, note, write_out, write_report};
 
 use description::Description;
 use tree::Node;
@@ -22,7 +22,12 @@ pub(crate) async fn run(arguments: &DescribeArguments, aws: &Aws) -> Outcome<()>
     };
     let written = match arguments.output {
         ReportFormat::Text => write_report(&description.shown(Paint::stdout())),
-        ReportFormat::Json => write_out(json_line(&description)?.as_bytes()),
+        ReportFormat::Json => {
+            if let Some(unknown) = description.unknown_consumers() {
+                note(&unknown);
+            }
+            write_out(json_line(&description)?.as_bytes())
+        }
     };
     written.map(drop)
 }
