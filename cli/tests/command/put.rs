@@ -247,25 +247,36 @@ async fn dry_run_ends_by_a_signal_while_its_output_is_not_read() {
     assert_eq!(signal(&mut child, "-TERM").await, Some(0));
 }
 
+/// Starts a dry run whose first line is refused and whose further lines have no end, and reads a line of
+/// its output.
 #[cfg(unix)]
-#[tokio::test(flavor = "multi_thread")]
-async fn dry_run_with_a_refused_line_fails_also_after_a_signal() {
+async fn dry_run_with_a_refused_line() -> Child {
     let mut command = command("put orders --dry-run --key {.id}");
     let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(b"no json\n").await.unwrap();
-    let writing = tokio::spawn(async move {
+    tokio::spawn(async move {
         while stdin.write_all(&b"{\"id\":\"k\"}\n".repeat(1000)).await.is_ok() {}
     });
     let mut first = [0; 7];
     child.stdout.as_mut().unwrap().read_exact(&mut first).await.unwrap();
     assert_eq!(&first, b"k 10 B\n");
-    assert_eq!(signal(&mut child, "-TERM").await, Some(1));
-    writing.abort();
+    child
 }
 
-/// Starts a server that stores all records and never answers a `DescribeStreamSummary`. Returns its
-/// port, and a receiver that resolves with the first such call.
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn dry_run_with_a_refused_line_fails_also_after_a_signal_or_a_closed_pipe() {
+    let mut signalled = dry_run_with_a_refused_line().await;
+    assert_eq!(signal(&mut signalled, "-TERM").await, Some(1));
+    let mut closed = dry_run_with_a_refused_line().await;
+    drop(closed.stdout.take());
+    let ended = tokio::time::timeout(Duration::from_secs(30), closed.wait()).await;
+    assert_eq!(ended.expect("expected an end within 30 s").unwrap().code(), Some(1));
+}
+
+/// Starts a server that never answers a `DescribeStreamSummary`. Returns its port, and a receiver of the
+/// calls.
 #[cfg(unix)]
 async fn server_without_descriptions() -> (u16, tokio::sync::mpsc::UnboundedReceiver<()>) {
     let (called, calls) = tokio::sync::mpsc::unbounded_channel();
