@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::DefaultBodyLimit;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, StatusCode};
 use axum::{Json, Router};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -157,6 +157,23 @@ async fn unknown_stream_fails_with_the_first_line_that_is_not_put() {
     assert!(failure.contains("error: stream order does not exist"), "{failure}");
     assert!(failure.contains("The first line that is not put is line 1 of stdin."), "{failure}");
     assert!(failure.contains("Did you mean orders?"), "{failure}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failed_request_is_sent_as_often_as_the_option_says() {
+    let calls = Arc::new(Mutex::new(0));
+    let counted = Arc::clone(&calls);
+    let handler = move || async move {
+        *counted.lock().unwrap() += 1;
+        StatusCode::INTERNAL_SERVER_ERROR
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(axum::serve(listener, Router::new().fallback(handler)).into_future());
+    let words = format!("put orders --retries 1 --endpoint-url http://127.0.0.1:{port}");
+    let put = run(&mut command(&words), "a\n").await;
+    assert!(put.failure().contains("error: gave up after 1 retries: "), "{put:?}");
+    assert_eq!(*calls.lock().unwrap(), 2);
 }
 
 /// A file that can be opened and not be read.
