@@ -18,7 +18,7 @@ pub(crate) use put::PutArguments;
 pub(crate) use store::Store;
 pub(crate) use tail::{OutputName, TailArguments};
 
-use crate::stream_arn::parse_stream;
+use crate::stream_arn::{StreamArn, check_stream, parse_stream};
 
 /// Reads, writes and inspects Amazon Kinesis Data Streams.
 #[derive(Debug, Parser)]
@@ -27,7 +27,7 @@ use crate::stream_arn::parse_stream;
 Times are UTC unless they have an offset. Region and credentials come from the usual AWS sources:
 AWS_REGION, AWS_PROFILE, the profile files, SSO, instance roles. NO_COLOR turns colours off.
 
-Exit codes: 0 success, also after Ctrl-C; 1 failure; 2 wrong arguments.")]
+Exit codes: 0 success, also of tail and put after Ctrl-C; 1 failure; 2 wrong arguments.")]
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) aws: Aws,
@@ -39,13 +39,20 @@ impl Arguments {
     /// Refuses arguments that contradict each other in a way that only their values show. Returns the
     /// name of the command, and the message.
     pub(crate) fn check(&self) -> Result<(), (&'static str, String)> {
-        match &self.command {
-            Command::Tail(arguments) => {
-                arguments.check(SystemTime::now()).map_err(|message| ("tail", message))
+        let (name, stream, store) = self.command.parts();
+        let checked = || {
+            if let Some(stream) = stream {
+                check_stream(stream)?;
+                self.aws.check_region(stream)?;
             }
-            Command::Seek(arguments) => arguments.check().map_err(|message| ("seek", message)),
-            _ => Ok(()),
-        }
+            store.map_or(Ok(()), Store::check)?;
+            match &self.command {
+                Command::Tail(arguments) => arguments.check(SystemTime::now()),
+                Command::Seek(arguments) => arguments.check(),
+                _ => Ok(()),
+            }
+        };
+        checked().map_err(|message| (name, message))
     }
 }
 
@@ -62,6 +69,30 @@ pub(crate) struct Aws {
     /// Uses another Kinesis endpoint, such as http://127.0.0.1:4567; a local one needs no credentials
     #[arg(long, global = true, value_name = "URL", value_parser = values::endpoint)]
     pub(crate) endpoint_url: Option<String>,
+}
+
+impl Aws {
+    /// Refuses a region that is another one than that of the stream's ARN.
+    fn check_region(&self, stream: &str) -> Result<(), String> {
+        let Some((region, arn)) = self.region.as_deref().zip(StreamArn::parse(stream)) else {
+            return Ok(());
+        };
+        // Behind another endpoint, regions may have other names.
+        if region == arn.region || self.has_endpoint(|name| std::env::var_os(name).is_some()) {
+            return Ok(());
+        }
+        let named = arn.region;
+        Err(format!(
+            "the stream is of region {named}, and --region is {region}; leave out --region, since \
+             the ARN names it"
+        ))
+    }
+
+    /// Returns true if the option or a variable of the SDK names the endpoint.
+    fn has_endpoint(&self, is_set: impl Fn(&str) -> bool) -> bool {
+        self.endpoint_url.is_some()
+            || ["AWS_ENDPOINT_URL_KINESIS", "AWS_ENDPOINT_URL"].into_iter().any(is_set)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -91,6 +122,22 @@ pub(crate) enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+}
+
+impl Command {
+    /// Returns the name of the command, its stream, and its store.
+    fn parts(&self) -> (&'static str, Option<&str>, Option<&Store>) {
+        match self {
+            Self::Tail(tail) => ("tail", tail.stream.as_deref(), Some(&tail.store)),
+            Self::Put(put) => ("put", Some(&put.stream), None),
+            Self::Streams(_) => ("streams", None, None),
+            Self::Describe(describe) => ("describe", Some(&describe.stream), None),
+            Self::Status(status) => ("status", status.stream.as_deref(), Some(&status.store)),
+            Self::Seek(seek) => ("seek", Some(&seek.target.stream), Some(&seek.target.store)),
+            Self::Reset(reset) => ("reset", Some(&reset.target.stream), Some(&reset.target.store)),
+            Self::Completions { .. } => ("completions", None, None),
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -189,11 +236,11 @@ mod tests {
             "put orders --rate 0",
             "status orders --application billing",
             "status --redis redis://127.0.0.1/ --watch",
+            "status orders --application billing --redis redis://127.0.0.1/ --watch 5s",
             "status orders --application billing --redis redis://127.0.0.1/ --watch=0s",
             "seek orders --to latest",
             "seek orders --application billing --to latest",
             "status --sentinel-master mymaster",
-            "status --redis redis://a/ --sentinel-master a@b",
             "streams --output yaml",
             "tail orders --redis redis://127.0.0.1/ --sentinel-master mymaster --profile=",
         ] {
@@ -240,16 +287,56 @@ mod tests {
     }
 
     #[test]
+    fn refused_text_that_may_hold_a_password_is_not_shown() {
+        let of_arn = "describe arn:aws:kinesis:eu-west-1:123456789012:stream/orders";
+        for (words, name) in [
+            ("status --redis sekret", "status"),
+            ("status --redis http://user:sekret@a/", "status"),
+            ("status --redis redis://a/ --sentinel-master user:sekret@main", "status"),
+            ("status --redis redis://a/ --sentinel-master http://user:sekret@main/", "status"),
+            ("status redis://user:sekret@a/ --redis redis://a/", "status"),
+            ("tail redis://user:sekret@a/", "tail"),
+            ("put user:sekret@a", "put"),
+            (&format!("{of_arn} --region us-east-1"), "describe"),
+        ] {
+            let refused = parse(words).expect(words).check().unwrap_err();
+            assert_eq!(refused.0, name, "{words}");
+            assert!(!refused.1.contains("sekret"), "{words}: {}", refused.1);
+        }
+        for words in [
+            "status --redis redis+unix:///run/redis",
+            "status --redis rediss://user:sekret@a/ --sentinel-master rediss://user:sekret@main/",
+            &format!("{of_arn} --region eu-west-1"),
+            &format!("{of_arn} --region local --endpoint-url http://127.0.0.1:4567"),
+        ] {
+            assert_eq!(parse(words).expect(words).check(), Ok(()), "{words}");
+        }
+    }
+
+    #[test]
+    fn endpoint_is_named_by_the_option_or_by_a_variable() {
+        let aws = Aws::default();
+        assert!(!aws.has_endpoint(|_| false));
+        assert!(aws.has_endpoint(|name| name == "AWS_ENDPOINT_URL"));
+        assert!(aws.has_endpoint(|name| name == "AWS_ENDPOINT_URL_KINESIS"));
+        let url = Some("http://127.0.0.1:4567".to_owned());
+        assert!(Aws { endpoint_url: url, ..aws }.has_endpoint(|_| false));
+    }
+
+    #[test]
     fn watch_has_a_default_interval() {
         let words = "status orders --application billing --redis redis://127.0.0.1/";
-        for (more, expected) in
-            [("", None), ("--watch", Some(2)), ("--watch=10s", Some(10)), ("--watch 5s", Some(5))]
-        {
+        for (more, expected) in [("", None), ("--watch", Some(2)), ("--watch=10s", Some(10))] {
             let Command::Status(parsed) = parse(&format!("{words} {more}")).unwrap().command else {
                 panic!("expected status");
             };
             assert_eq!(parsed.watch, expected.map(Duration::from_secs));
         }
+        let words = "status --application billing --redis redis://127.0.0.1/ --watch orders";
+        let Command::Status(parsed) = parse(words).unwrap().command else {
+            panic!("expected status");
+        };
+        assert_eq!(parsed.stream.as_deref(), Some("orders"));
     }
 
     #[test]

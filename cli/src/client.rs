@@ -1,6 +1,9 @@
-//! The client of Kinesis, and what commands ask of Kinesis directly.
+//! The client of Kinesis, and the calls that commands share.
+
+use std::time::Duration;
 
 use aws_config::BehaviorVersion;
+use aws_config::timeout::TimeoutConfig;
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::{Credentials, Region};
 use aws_sdk_kinesis::types::StreamSummary;
@@ -11,16 +14,33 @@ use crate::nearest::nearest;
 use crate::profile;
 use crate::stream_arn::StreamArn;
 
+/// The limit of one attempt of a call, without which a server that does not answer is waited for
+/// without an end.
+const ATTEMPT: Duration = Duration::from_secs(30);
+
+/// The calls of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Calls {
+    /// Each attempt ends after 30 s.
+    Short,
+    /// Subscriptions are among the calls. The crate limits the time of each call itself.
+    Following,
+}
+
 /// Creates a client from the usual AWS sources and the options, for the region of the ARN if the stream
 /// is given by one.
-pub(crate) async fn connect(aws: &Aws, stream: Option<&str>) -> Outcome<Client> {
-    let region = region(aws, stream)?;
+pub(crate) async fn connect(aws: &Aws, stream: Option<&str>, calls: Calls) -> Outcome<Client> {
+    let region = region(aws, stream);
     let is_local = aws.endpoint_url.as_deref().is_some_and(is_local);
     // A local server needs no profile.
     if !is_local || aws.profile.is_some() {
         profile::check(aws.profile.as_deref()).await?;
     }
     let mut loader = aws_config::defaults(BehaviorVersion::latest());
+    if calls == Calls::Short {
+        let limit = TimeoutConfig::builder().operation_attempt_timeout(ATTEMPT);
+        loader = loader.timeout_config(limit.build());
+    }
     if let Some(profile) = &aws.profile {
         loader = loader.profile_name(profile);
     }
@@ -47,19 +67,11 @@ pub(crate) async fn connect(aws: &Aws, stream: Option<&str>) -> Outcome<Client> 
     Ok(Client::new(&config))
 }
 
-/// Returns the region that the options name, or that of the stream's ARN.
-fn region<'a>(aws: &'a Aws, stream: Option<&'a str>) -> Outcome<Option<&'a str>> {
+/// Returns the region that the option names, or that of the stream's ARN. The arguments check that the
+/// two are one.
+fn region<'a>(aws: &'a Aws, stream: Option<&'a str>) -> Option<&'a str> {
     let arn = stream.and_then(StreamArn::parse);
-    match (aws.region.as_deref(), arn) {
-        // Behind another endpoint, regions may have other names.
-        (Some(region), Some(arn)) if arn.region != region && aws.endpoint_url.is_none() => {
-            let message =
-                format!("the stream is of region {}, and --region is {region}", arn.region);
-            Err(Failure::new(message).advise("Leave out --region: the ARN names it."))
-        }
-        (Some(region), _) => Ok(Some(region)),
-        (None, arn) => Ok(arn.map(|arn| arn.region)),
-    }
+    aws.region.as_deref().or(arn.map(|arn| arn.region))
 }
 
 fn is_local(url: &str) -> bool {
@@ -152,21 +164,24 @@ mod tests {
     #[test]
     fn region_is_that_of_the_option_or_of_the_arn() {
         let arn = Some("arn:aws:kinesis:eu-west-1:123456789012:stream/orders");
-        let of = |option: Option<&str>, url: Option<&str>, stream| {
-            let (option, url) = (option.map(str::to_owned), url.map(str::to_owned));
-            let aws = Aws { region: option, endpoint_url: url, profile: None };
-            region(&aws, stream).map(|region| region.map(str::to_owned))
+        let of = |option: Option<&str>, stream| {
+            let aws = Aws { region: option.map(str::to_owned), ..Aws::default() };
+            region(&aws, stream).map(str::to_owned)
         };
-        assert_eq!(of(None, None, Some("orders")), Ok(None));
-        assert_eq!(of(None, None, arn), Ok(Some("eu-west-1".to_owned())));
-        assert_eq!(of(Some("eu-west-1"), None, arn), Ok(Some("eu-west-1".to_owned())));
-        let failure = of(Some("us-east-1"), None, arn).unwrap_err();
-        assert_eq!(
-            failure.message(),
-            "the stream is of region eu-west-1, and --region is us-east-1"
-        );
-        let url = Some("http://127.0.0.1:4567");
-        assert_eq!(of(Some("us-east-1"), url, arn), Ok(Some("us-east-1".to_owned())));
+        assert_eq!(of(None, Some("orders")), None);
+        assert_eq!(of(None, arn), Some("eu-west-1".to_owned()));
+        assert_eq!(of(Some("local"), arn), Some("local".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn attempt_ends_after_30_s_but_a_subscription() {
+        let url = Some("http://127.0.0.1:4567".to_owned());
+        let aws = Aws { endpoint_url: url, ..Aws::default() };
+        for (calls, expected) in [(Calls::Short, Some(ATTEMPT)), (Calls::Following, None)] {
+            let client = connect(&aws, None, calls).await.unwrap();
+            let limits = client.config().timeout_config().expect("expected limits");
+            assert_eq!(limits.operation_attempt_timeout(), expected, "{calls:?}");
+        }
     }
 
     #[test]

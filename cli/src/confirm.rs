@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use crate::failure::{Failure, Outcome};
 use crate::output::say;
 
-/// Asks on the terminal whether to make the change. Returns false for any answer but yes.
+/// Asks for the consent to the change on the terminal. Returns false for any answer but yes.
 ///
 /// # Errors
 ///

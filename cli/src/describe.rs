@@ -7,22 +7,27 @@ use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::types::Consumer;
 
 use crate::arguments::{Aws, DescribeArguments, ReportFormat};
-use crate::client::{self, of_stream, suggest_names};
+use crate::client::{self, Calls, of_stream, suggest_names};
 use crate::failure::{Failure, Outcome};
-use crate::output::{Paint, json_line, write_out, write_report};
+use crate::output::{Paint, json_line, note, write_out, write_report};
 
 use description::Description;
 use tree::Node;
 
 pub(crate) async fn run(arguments: &DescribeArguments, aws: &Aws) -> Outcome<()> {
-    let client = client::connect(aws, Some(&arguments.stream)).await?;
+    let client = client::connect(aws, Some(&arguments.stream), Calls::Short).await?;
     let description = match describe(&client, &arguments.stream).await {
         Ok(description) => description,
         Err(failure) => return Err(suggest_names(&client, &arguments.stream, failure).await),
     };
     let written = match arguments.output {
         ReportFormat::Text => write_report(&description.shown(Paint::stdout())),
-        ReportFormat::Json => write_out(json_line(&description)?.as_bytes()),
+        ReportFormat::Json => {
+            if let Some(unknown) = description.unknown_consumers() {
+                note(&unknown);
+            }
+            write_out(json_line(&description)?.as_bytes())
+        }
     };
     written.map(drop)
 }

@@ -1,4 +1,4 @@
-//! Failures as the user reads them: what happened, and what to do.
+//! Failures as the user reads them: a message and advice.
 
 use std::error::Error as StdError;
 
@@ -44,7 +44,7 @@ impl Failure {
         self
     }
 
-    /// Returns what happened, without advice.
+    /// Returns the message, without advice.
     pub(crate) fn message(&self) -> &str {
         &self.message
     }

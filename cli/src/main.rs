@@ -1,7 +1,7 @@
 //! `kinestream`: reads, writes and inspects Amazon Kinesis Data Streams on the command line.
 //!
-//! Exit codes: 0 for success, also after Ctrl-C and after a closed pipe; 1 for a failure, which is
-//! described on stderr; 2 for wrong arguments.
+//! Exit codes: 0 for success, also after a closed pipe, and of `tail`, `put` and `status APPLICATION`
+//! after Ctrl-C; 1 for a failure, which is described on stderr; 2 for wrong arguments.
 #![forbid(unsafe_code)]
 #![allow(clippy::format_push_string, reason = "text is built for a screen, not for each record")]
 
@@ -35,20 +35,18 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use arguments::{Arguments, Command};
+use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser};
 use failure::{Failure, Outcome};
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::try_parse().unwrap_or_else(|error| without_passwords(error).exit());
     if let Err((name, message)) = arguments.check() {
         let mut command = Arguments::command();
         command.build();
         let subcommand = command.find_subcommand_mut(name);
         let kind = clap::error::ErrorKind::ValueValidation;
         subcommand.unwrap_or(&mut Arguments::command()).error(kind, message).exit();
-    }
-    if let Command::Completions { shell } = arguments.command {
-        return completions(shell);
     }
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
@@ -73,17 +71,28 @@ async fn run(arguments: Arguments) -> Outcome<()> {
         Command::Status(arguments) => status::run(&arguments, &aws).await,
         Command::Seek(arguments) => seek::seek(&arguments, &aws).await,
         Command::Reset(arguments) => seek::reset(&arguments, &aws).await,
-        Command::Completions { .. } => Ok(()),
+        Command::Completions { shell } => completions(shell),
     }
 }
 
-fn completions(shell: clap_complete::Shell) -> ExitCode {
+/// Replaces a refused text that may hold a password.
+fn without_passwords(mut error: clap::Error) -> clap::Error {
+    for kind in [ContextKind::InvalidArg, ContextKind::InvalidValue] {
+        if let Some(ContextValue::String(text)) = error.get(kind)
+            && stream_arn::may_hold_password(text)
+        {
+            error.insert(kind, ContextValue::String("(a URL)".to_owned()));
+            // The suggestions repeat the text.
+            error.remove(ContextKind::Suggested);
+        }
+    }
+    error
+}
+
+fn completions(shell: clap_complete::Shell) -> Outcome<()> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Arguments::command(), "kinestream", &mut script);
-    match output::write_out(&script) {
-        Ok(_) => ExitCode::SUCCESS,
-        Err(failure) => report(&failure),
-    }
+    output::write_out(&script).map(drop)
 }
 
 fn report(failure: &Failure) -> ExitCode {

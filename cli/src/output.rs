@@ -11,7 +11,7 @@ use std::time::SystemTime;
 pub(crate) use escape::escape;
 pub(crate) use json::line as json_line;
 pub(crate) use paint::{Paint, obeys_codes};
-pub(crate) use stdout::{Written, is_pipe, is_reader_gone, say, write_out, write_report};
+pub(crate) use stdout::{Written, is_pipe, is_reader_gone, note, say, write_out, write_report};
 pub(crate) use template::Template;
 
 use crate::payload::Payload;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use aws_config::profile;
 use aws_runtime::env_config::file::EnvConfigFiles;
+use aws_runtime::fs_util::{Os, home_dir};
 use aws_types::os_shim_internal::{Env, Fs};
 
 use crate::failure::{Failure, Outcome, causes};
@@ -34,7 +35,7 @@ pub(crate) async fn check(option: Option<&str>) -> Outcome<()> {
     if name == "default" || profiles.get_profile(name).is_some() {
         return Ok(());
     }
-    let home = std::env::home_dir();
+    let home = home_dir(&Env::real(), Os::real()).map(PathBuf::from);
     let files = FILES.map(|(name, default)| {
         let path = variable(name).unwrap_or_else(|| default.to_owned());
         let exists = expanded(&path, home.as_deref()).exists();

@@ -7,13 +7,15 @@ mod progress;
 mod request;
 mod sender;
 
+use std::cell::RefCell;
+use std::convert::Infallible;
 use std::time::Duration;
 
 use futures::FutureExt;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::arguments::{Aws, PutArguments};
-use crate::client::{self, suggest_names};
+use crate::client::{self, Calls, suggest_names};
 use crate::failure::{Failure, Outcome};
 use crate::output::{Written, escape, write_out};
 use crate::quantity::counted;
@@ -39,15 +41,23 @@ pub(crate) async fn run(arguments: &PutArguments, aws: &Aws) -> Outcome<()> {
     if arguments.dry_run {
         return dry_run(arguments, lines, progress, stop).await;
     }
-    let client = client::connect(aws, Some(&arguments.stream)).await?;
+    let client = client::connect(aws, Some(&arguments.stream), Calls::Short).await?;
     let sender = Sender::new(client.clone(), arguments);
-    let mut put = Put::new(arguments, sender, progress);
-    let mut first = stop.clone();
+    let progress = RefCell::new(progress);
+    let mut put = Put::new(arguments, sender, &progress);
+    let (mut first, mut noted) = (stop.clone(), stop.clone());
+    // The call that runs when the signal arrives may last.
+    let note = async {
+        noted.requested().await;
+        progress.borrow_mut().note("stopping: the lines that are read already are put");
+        std::future::pending::<Infallible>().await
+    };
     let outcome = tokio::select! {
         biased;
         () = stop.requested_again() => {
             Err(Failure::new("stopped at once by a second signal"))
         }
+        never = note => match never {},
         outcome = put.all(&mut lines, first.requested()) => outcome,
     };
     match put.finish(outcome, &mut lines) {
@@ -63,21 +73,30 @@ struct Put<'a> {
     due: Instant,
     /// The last line that was taken.
     last: Option<Origin>,
+    /// The line that is taken and neither in the request nor refused.
+    in_hand: Option<Origin>,
     sender: Sender,
-    progress: Progress,
+    /// Borrowed for the time of a call, never over an await.
+    progress: &'a RefCell<Progress>,
 }
 
 impl<'a> Put<'a> {
-    fn new(arguments: &'a PutArguments, sender: Sender, progress: Progress) -> Self {
+    fn new(arguments: &'a PutArguments, sender: Sender, progress: &'a RefCell<Progress>) -> Self {
         let (request, due) = (Request::default(), Instant::now());
-        Self { arguments, request, due, last: None, sender, progress }
+        Self { arguments, request, due, last: None, in_hand: None, sender, progress }
     }
 
-    /// Puts lines until the input ends. After `stop` it reads no further, and puts what it has read.
+    /// Puts lines until the input ends. After `stop` it reads no further, and puts the lines
+    /// that it has read.
+    ///
+    /// # Errors
+    ///
+    /// A line that cannot be read fails after the lines before it are put.
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it leaves the records that are not put in the request, and may have stored them.
+    /// Dropped, it leaves the records that are not put in the request, and may have stored them. The
+    /// origin of a line that was to join them stays in `in_hand`.
     async fn all(&mut self, lines: &mut LineReader, stop: impl Future<Output = ()>) -> Outcome<()> {
         let mut stop = std::pin::pin!(stop);
         loop {
@@ -91,7 +110,11 @@ impl<'a> Put<'a> {
                 next = lines.next() => next,
             };
             match next {
-                Some(line) => self.take(line?).await?,
+                Some(Ok(line)) => self.take(line).await?,
+                Some(Err(failure)) => {
+                    self.send().await?;
+                    return Err(failure);
+                }
                 None => return self.send().await,
             }
         }
@@ -100,29 +123,36 @@ impl<'a> Put<'a> {
     /// Puts the lines that are read already.
     async fn rest(&mut self, lines: &mut LineReader) -> Outcome<()> {
         lines.stop();
-        self.progress.note("stopping: the lines that are read already are put");
+        let mut outcome = Ok(());
         // The thread that reads may wait for input without an end.
         while let Ok(Some(line)) = timeout(LULL, lines.next()).await {
-            self.take(line?).await?;
+            match line {
+                Ok(line) => self.take(line).await?,
+                Err(failure) => outcome = Err(failure),
+            }
         }
         self.send().await?;
         if let Some(last) = &self.last {
-            self.progress.note(&format!("stopped after {last}", last = escape_origin(last)));
+            let note = format!("stopped after {}", escape_origin(last));
+            self.progress.borrow_mut().note(&note);
         }
-        Ok(())
+        outcome
     }
 
     /// Adds a line to the request, and sends the request first if it has no room.
     async fn take(&mut self, line: Line) -> Outcome<()> {
         let origin = line.origin.clone();
         self.last = Some(origin.clone());
-        match entry(self.arguments, line, LARGEST_RECORD) {
+        self.in_hand = Some(origin.clone());
+        let entry = match entry(self.arguments, line, LARGEST_RECORD) {
             Ok((_, entry)) => {
                 let limit = self.sender.max_record(entry.size()).await;
-                if let Some(note) = entry.refusal(limit) {
-                    self.progress.refuse(&mut self.sender.tally, origin, &note);
-                    return Ok(());
-                }
+                entry.refusal(limit).map_or(Ok(entry), Err)
+            }
+            Err(note) => Err(note),
+        };
+        match entry {
+            Ok(entry) => {
                 if !self.request.has_room_for(&entry) {
                     self.send().await?;
                 }
@@ -131,8 +161,11 @@ impl<'a> Put<'a> {
                 }
                 self.request.push(entry);
             }
-            Err(note) => self.progress.refuse(&mut self.sender.tally, origin, &note),
+            Err(note) => {
+                self.progress.borrow_mut().refuse(&mut self.sender.tally, origin, &note);
+            }
         }
+        self.in_hand = None;
         Ok(())
     }
 
@@ -144,26 +177,31 @@ impl<'a> Put<'a> {
                 && !is_noted
             {
                 is_noted = true;
-                self.progress.note(&format!("retrying: {}", escape(reason.as_bytes())));
+                let note = format!("retrying: {}", escape(reason.as_bytes()));
+                self.progress.borrow_mut().note(&note);
             }
-            self.progress.draw(&self.sender.tally);
+            self.progress.borrow_mut().draw(&self.sender.tally);
         }
-        self.progress.draw(&self.sender.tally);
+        self.progress.borrow_mut().draw(&self.sender.tally);
         Ok(())
     }
 
     /// Prints the summary, and returns a failure if a line was not put.
     fn finish(&mut self, outcome: Outcome<()>, lines: &mut LineReader) -> Outcome<()> {
-        self.progress.finish(&self.sender.tally, &self.arguments.stream);
+        self.progress.borrow_mut().finish(&self.sender.tally, &self.arguments.stream);
         let refused = self.sender.tally.refused;
         let failure = match outcome {
             Err(failure) => failure,
             Ok(()) if refused > 0 => Failure::new(format!("{} not put", counted(refused, "line"))),
             Ok(()) => return Ok(()),
         };
-        let unsent = self.request.first_origin().cloned();
-        let unsent = unsent.or_else(|| lines.next_read().map(|line| line.origin));
-        let first = unsent.into_iter().chain(self.sender.tally.first_refused.clone()).min();
+        let unsent = [
+            self.request.first_origin().cloned(),
+            self.in_hand.take(),
+            lines.next_read().map(|line| line.origin),
+            self.sender.tally.first_refused.clone(),
+        ];
+        let first = unsent.into_iter().flatten().min();
         Err(match first {
             Some(origin) => failure
                 .advise(format!("The first line that is not put is {}.", escape_origin(&origin))),
@@ -191,12 +229,13 @@ async fn dry_run(
 ) -> Outcome<()> {
     let mut tally = Tally::new();
     let (mut shown, mut next) = (String::new(), None);
+    let mut unread = None;
     loop {
         let line = if let Some(line) = next.take() {
             line
         } else {
             if write(std::mem::take(&mut shown), &mut stop).await? == Written::ReaderGone {
-                return Ok(());
+                break;
             }
             tokio::select! {
                 biased;
@@ -204,8 +243,14 @@ async fn dry_run(
                 line = lines.next() => line,
             }
         };
-        let Some(line) = line else { break };
-        let line = line?;
+        let line = match line {
+            Some(Ok(line)) => line,
+            Some(Err(failure)) => {
+                unread = Some(failure);
+                break;
+            }
+            None => break,
+        };
         let (size, origin) = (line.data.len(), line.origin.clone());
         match entry(arguments, line, LARGEST_RECORD) {
             Ok((key, _)) => shown += &format!("{} {size} B\n", escape(key.as_bytes())),
@@ -215,12 +260,11 @@ async fn dry_run(
             next = lines.next().now_or_never();
         }
     }
-    if write(shown, &mut stop).await? == Written::ReaderGone {
-        return Ok(());
-    }
-    match tally.refused {
-        0 => Ok(()),
-        refused => Err(Failure::new(format!("{} cannot be put", counted(refused, "line")))),
+    write(shown, &mut stop).await?;
+    match (unread, tally.refused) {
+        (Some(failure), _) => Err(failure),
+        (None, 0) => Ok(()),
+        (None, refused) => Err(Failure::new(format!("{} cannot be put", counted(refused, "line")))),
     }
 }
 

@@ -1,5 +1,6 @@
 //! `kinestream seek` and `kinestream reset`: changes of an application's stored positions.
 
+use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 use kinestream::{
@@ -7,7 +8,7 @@ use kinestream::{
 };
 
 use crate::arguments::{Aws, ResetArguments, SeekArguments, Target};
-use crate::client;
+use crate::client::{self, Calls};
 use crate::confirm::confirmed;
 use crate::failure::{Failure, Outcome};
 use crate::output::{escape, say, short, write_out};
@@ -42,8 +43,12 @@ pub(crate) async fn seek(arguments: &SeekArguments, aws: &Aws) -> Outcome<()> {
         let to = match &arguments.to {
             Since::TrimHorizon => StartingPosition::TrimHorizon,
             Since::Time(time) => StartingPosition::AtTimestamp(*time),
-            // A sequence number has one shard, as the arguments check.
-            Since::Latest | Since::Sequence(_) => StartingPosition::Latest,
+            Since::Latest => StartingPosition::Latest,
+            // The arguments check it as well.
+            Since::Sequence(_) => {
+                return Err(Failure::new("a sequence number belongs to one shard")
+                    .advise("Add exactly one --shard."));
+            }
         };
         consumer.seek(to).await?;
     } else {
@@ -79,7 +84,7 @@ pub(crate) async fn reset(arguments: &ResetArguments, aws: &Aws) -> Outcome<()> 
 }
 
 async fn consumer(target: &Target, aws: &Aws) -> Outcome<Consumer> {
-    let client = client::connect(aws, Some(&target.stream)).await?;
+    let client = client::connect(aws, Some(&target.stream), Calls::Short).await?;
     let store = store::connect(&target.store).await?;
     let builder = Consumer::builder(client, &target.stream).application(&target.application);
     Ok(builder.store(store).build()?)
@@ -88,7 +93,7 @@ async fn consumer(target: &Target, aws: &Aws) -> Outcome<Consumer> {
 /// Refuses a change of an application that does not exist, or that runs.
 fn check(status: &ApplicationStatus, target: &Target) -> Outcome<()> {
     if status.shards.is_empty() && status.workers.is_empty() {
-        return Err(unknown_application(status));
+        return Err(unknown_application(&target.stream, status));
     }
     // A dry run changes nothing. A worker that starts after this check is found by the store,
     // except by a seek of all shards, which live workers follow.
@@ -125,7 +130,7 @@ fn if_leased(target: &Target) -> IfLeased {
     if target.force { IfLeased::Force } else { IfLeased::Refuse }
 }
 
-/// Returns the wanted shards, or all of them.
+/// Returns the wanted shards, each once, or all of them.
 fn selected(status: &ApplicationStatus, wanted: &[ShardId]) -> Outcome<Vec<ShardId>> {
     if wanted.is_empty() {
         return Ok(status.shards.keys().cloned().collect());
@@ -134,7 +139,7 @@ fn selected(status: &ApplicationStatus, wanted: &[ShardId]) -> Outcome<Vec<Shard
         return Err(Failure::new(format!("the application knows no shard {unknown}"))
             .advise("`kinestream status` lists its shards."));
     }
-    Ok(wanted.to_vec())
+    Ok(wanted.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect())
 }
 
 /// Shows the plan. Returns true if the change is to be made.

@@ -13,10 +13,11 @@ use futures::StreamExt;
 use kinestream::{ApplicationStatus, Consumer, ShardId, ShardState};
 
 use crate::arguments::{Aws, ReportFormat, StatusArguments};
-use crate::client;
+use crate::client::{self, Calls};
 use crate::failure::{Failure, Outcome};
 use crate::output::{
-    Paint, Written, is_reader_gone, json_line, obeys_codes, say, write_out, write_report,
+    Paint, Written, escape, is_reader_gone, json_line, note, obeys_codes, say, write_out,
+    write_report,
 };
 use crate::quantity::counted;
 use crate::signals::Stop;
@@ -35,10 +36,18 @@ pub(crate) async fn run(arguments: &StatusArguments, aws: &Aws) -> Outcome<()> {
         return applications::run(arguments).await;
     };
     let mut stop = Stop::listen()?;
-    let client = client::connect(aws, Some(stream)).await?;
-    let store = store::connect(&arguments.store).await?;
+    let connected = async {
+        let client = client::connect(aws, Some(stream), Calls::Short).await?;
+        Outcome::Ok((client, store::connect(&arguments.store).await?))
+    };
+    let (client, store) = tokio::select! {
+        biased;
+        () = stop.requested() => return Ok(()),
+        connected = connected => connected?,
+    };
     let consumer =
         Consumer::builder(client.clone(), stream).application(application).store(store).build()?;
+    let mut noted: Option<String> = None;
     loop {
         let report = tokio::select! {
             biased;
@@ -46,7 +55,17 @@ pub(crate) async fn run(arguments: &StatusArguments, aws: &Aws) -> Outcome<()> {
             report = describe(&client, stream, &consumer) => report,
         };
         let written = match report {
-            Ok(report) => write(&report, arguments)?,
+            Ok(report) => {
+                // JSON has no place for it. A reason that lasts is noted once.
+                let unknown = report.unknown_lags();
+                if let Some(unknown) = unknown.as_ref().filter(|unknown| {
+                    arguments.output == ReportFormat::Json && noted.as_ref() != Some(unknown)
+                }) {
+                    note(unknown);
+                }
+                noted = unknown;
+                write(&report, arguments)?
+            }
             // The next turn may succeed.
             Err(failure) if failure.is_temporary() && arguments.watch.is_some() => {
                 write_failure(&failure, arguments)?
@@ -116,7 +135,7 @@ fn fit(text: &str, height: usize, width: usize) -> Vec<String> {
 async fn describe(client: &Client, stream: &str, consumer: &Consumer) -> Outcome<Report> {
     let status = consumer.status().await?;
     if status.shards.is_empty() && status.workers.is_empty() {
-        return Err(unknown_application(&status));
+        return Err(unknown_application(stream, &status));
     }
     let unfinished = status.shards.iter().filter(|(_, shard)| shard.state != ShardState::Finished);
     let positions =
@@ -129,12 +148,12 @@ async fn describe(client: &Client, stream: &str, consumer: &Consumer) -> Outcome
         .buffer_unordered(CONCURRENT_CALLS)
         .collect()
         .await;
-    Ok(Report::new(status, &lags, SystemTime::now()))
+    Ok(Report::new(stream, status, &lags, SystemTime::now()))
 }
 
 /// Describes an application of which nothing is stored.
-pub(crate) fn unknown_application(status: &ApplicationStatus) -> Failure {
-    let (application, stream) = (&status.application, &status.stream);
+pub(crate) fn unknown_application(stream: &str, status: &ApplicationStatus) -> Failure {
+    let application = escape(status.application.as_bytes());
     Failure::new(format!("nothing is stored for application {application} of stream {stream}"))
         .advise("Check both names: an application that names its stream by ARN has other positions than one that uses the name.")
         .advise("`kinestream status --redis URL` lists the applications of the store.")
@@ -162,7 +181,7 @@ mod tests {
     async fn unknown_application_is_a_failure_with_advice() {
         let (kinesis, consumer, status) = status_of("billing").await;
         let described = describe(&kinesis.client(), "orders", &consumer).await;
-        assert_eq!(described.unwrap_err(), unknown_application(&status));
+        assert_eq!(described.unwrap_err(), unknown_application("orders", &status));
     }
 
     #[tokio::test(start_paused = true)]

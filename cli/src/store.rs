@@ -11,8 +11,8 @@ use crate::failure::Outcome;
 /// the master that sentinels report.
 pub(crate) async fn connect(store: &Store) -> Outcome<RedisStore> {
     let urls = store.redis.iter().map(String::as_str);
-    let connected = match (&store.sentinel_master, &store.redis[..]) {
-        (Some(master), _) => RedisStore::connect_sentinel(urls, master).await,
+    let connected = match (store.master(), &store.redis[..]) {
+        (Some(master), _) => RedisStore::connect_sentinel(urls, &master).await,
         (None, [url]) => RedisStore::connect(url).await,
         (None, _) => RedisStore::connect_cluster(urls).await,
     };

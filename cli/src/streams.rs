@@ -5,14 +5,14 @@ use std::time::SystemTime;
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::operation::describe_stream_summary::DescribeStreamSummaryError;
 use aws_sdk_kinesis::types::{StreamDescriptionSummary, StreamSummary};
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use serde::Serialize;
 
 use crate::arguments::{Aws, ReportFormat, StreamsArguments};
-use crate::client::{self, UNKNOWN, list_streams};
+use crate::client::{self, Calls, UNKNOWN, list_streams};
 use crate::failure::{Failure, Outcome};
-use crate::output::{Paint, escape, json_line, write_out, write_report};
-use crate::quantity::count;
+use crate::output::{Paint, escape, json_line, note, write_out, write_report};
+use crate::quantity::{count, counted};
 use crate::table::Table;
 use crate::time;
 
@@ -27,7 +27,7 @@ struct Listing {
     streams: Vec<Line>,
 }
 
-/// A stream. What the server does not report is `None`.
+/// A stream. Values that the server does not report are `None`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Line {
     name: String,
@@ -42,13 +42,19 @@ struct Line {
 }
 
 pub(crate) async fn run(arguments: &StreamsArguments, aws: &Aws) -> Outcome<()> {
-    let client = client::connect(aws, None).await?;
+    let client = client::connect(aws, None, Calls::Short).await?;
     let streams = list_streams(&client).await?;
-    let streams = futures::stream::iter(streams)
+    let described: Vec<_> = futures::stream::iter(streams)
         .map(|stream| describe(&client, stream))
         .buffered(CONCURRENT_CALLS)
-        .try_collect()
-        .await?;
+        .collect()
+        .await;
+    let failures: Vec<&Failure> = described.iter().filter_map(|(_, it)| it.as_ref()).collect();
+    if let Some(first) = failures.first() {
+        let streams = counted(failures.len() as u64, "stream");
+        note(&format!("details of {streams} unknown ({})", escape(first.message().as_bytes())));
+    }
+    let streams = described.into_iter().map(|(line, _)| line).collect();
     let region = client.config().region().map_or_else(|| "-".to_owned(), ToString::to_string);
     let listing = Listing { region, streams };
     let written = match arguments.output {
@@ -58,24 +64,21 @@ pub(crate) async fn run(arguments: &StreamsArguments, aws: &Aws) -> Outcome<()> 
     written.map(drop)
 }
 
-async fn describe(client: &Client, stream: StreamSummary) -> Outcome<Line> {
+/// Returns the stream with its details, or as it is listed if the call for them fails, and the failure.
+async fn describe(client: &Client, stream: StreamSummary) -> (Line, Option<Failure>) {
     let call = client.describe_stream_summary().stream_name(&stream.stream_name);
-    let described = match call.send().await {
-        Ok(described) => described.stream_description_summary,
-        // The stream was deleted after the listing.
-        Err(error)
-            if error
-                .as_service_error()
-                .is_some_and(DescribeStreamSummaryError::is_resource_not_found_exception) =>
-        {
-            None
-        }
+    match call.send().await {
+        Ok(described) => (line(stream, described.stream_description_summary.as_ref()), None),
         Err(error) => {
-            let name = Some(stream.stream_name.as_str());
-            return Err(Failure::of_call("DescribeStreamSummary", name, &error));
+            // The stream was deleted after the listing.
+            let is_deleted = error
+                .as_service_error()
+                .is_some_and(DescribeStreamSummaryError::is_resource_not_found_exception);
+            let name = stream.stream_name.clone();
+            let failure = Failure::of_call("DescribeStreamSummary", Some(&name), &error);
+            (line(stream, None), (!is_deleted).then_some(failure))
         }
-    };
-    Ok(line(stream, described.as_ref()))
+    }
 }
 
 fn line(stream: StreamSummary, described: Option<&StreamDescriptionSummary>) -> Line {

@@ -13,7 +13,7 @@ mod sorted;
 use std::io::IsTerminal;
 
 use crate::arguments::{Aws, OutputName, TailArguments};
-use crate::client;
+use crate::client::{self, Calls};
 use crate::demo;
 use crate::failure::Outcome;
 use crate::output::{Format, Paint, RowWriter};
@@ -26,7 +26,9 @@ use reading::Reading;
 pub(crate) async fn run(arguments: &TailArguments, aws: &Aws) -> Outcome<()> {
     let stop = Stop::listen()?;
     let (client, stream) = match &arguments.stream {
-        Some(stream) => (client::connect(aws, Some(stream)).await?, stream.clone()),
+        Some(stream) => {
+            (client::connect(aws, Some(stream), Calls::Following).await?, stream.clone())
+        }
         None => (demo::start(), demo::STREAM.to_owned()),
     };
     let printer = printer(arguments);

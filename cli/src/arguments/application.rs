@@ -37,7 +37,7 @@ pub(crate) struct StatusArguments {
     #[arg(default_value = "text")]
     pub(crate) output: ReportFormat,
     /// Shows the status again each TIME, 2s by default, until Ctrl-C
-    #[arg(long, value_name = "TIME", value_parser = pause, num_args = 0..=1)]
+    #[arg(long, value_name = "TIME", value_parser = pause, num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "2s", requires = "application")]
     pub(crate) watch: Option<Duration>,
     #[command(flatten)]

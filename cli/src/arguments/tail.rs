@@ -118,7 +118,7 @@ impl TailArguments {
         {
             return Err("--template is an output format of its own; leave out --output".to_owned());
         }
-        if !self.store.redis.is_empty() && self.application.is_none() {
+        if self.store.is_named_by_option() && self.application.is_none() {
             return Err("--redis holds the checkpoints of an application; pass --application as \
                         well"
                 .to_owned());

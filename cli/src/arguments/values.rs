@@ -41,32 +41,3 @@ pub(super) fn shard(text: &str) -> Result<ShardId, kinestream::Error> {
     let number: Option<u64> = text.parse().ok();
     number.map_or_else(|| text.parse(), |number| format!("shardId-{number:012}").parse())
 }
-
-/// Parses the master that sentinels report: its name, or a URL with the name as the host.
-pub(super) fn master(text: &str) -> Result<String, String> {
-    if text.contains("://") {
-        return Ok(text.to_owned());
-    }
-    // Sentinel allows these characters in a name.
-    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-    if text.is_empty() || !text.bytes().all(is_part) {
-        return Err("expected a name such as mymaster, or a URL such as \
-                    redis://user:password@mymaster/"
-            .to_owned());
-    }
-    Ok(format!("redis://{text}/"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn master_is_a_name_or_a_url() {
-        assert_eq!(master("my-master_1.eu"), Ok("redis://my-master_1.eu/".to_owned()));
-        assert_eq!(master("rediss://:secret@main/2"), Ok("rediss://:secret@main/2".to_owned()));
-        for text in ["", "my master", "user:secret@main", "a/b"] {
-            assert!(master(text).is_err(), "expected {text:?} to be refused");
-        }
-    }
-}

@@ -1,12 +1,12 @@
-//! The description of a stream: what is shown of it, as text and as JSON.
+//! The description of a stream as text and as JSON.
 
 use std::time::SystemTime;
 
 use aws_sdk_kinesis::types::{Consumer, EncryptionType, StreamDescriptionSummary};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::tree::{Node, tree};
-use crate::failure::Failure;
+use crate::failure::Outcome;
 use crate::output::{Paint, escape};
 use crate::quantity::{bytes, count};
 use crate::streams::{mode_shown, retention_shown, status_shown, word};
@@ -31,11 +31,17 @@ pub(super) struct Description {
     created: Option<SystemTime>,
     open_shards: u64,
     shards: Vec<Node>,
-    /// `None` if the call failed: its permission, or the operation on a local server, may be missing.
-    consumers: Option<Vec<Registered>>,
-    /// The reason for which the consumers are unknown.
-    #[serde(skip)]
-    failure: Option<Failure>,
+    /// The failure of the call: its permission, or the operation on a local server, may be missing.
+    #[serde(serialize_with = "known_consumers")]
+    consumers: Outcome<Vec<Registered>>,
+}
+
+/// Writes the consumers, or null if they are unknown.
+fn known_consumers<S: Serializer>(
+    consumers: &Outcome<Vec<Registered>>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    consumers.as_ref().ok().serialize(serializer)
 }
 
 /// A registered consumer of enhanced fan-out.
@@ -63,14 +69,10 @@ impl Description {
     pub(super) fn new(
         summary: StreamDescriptionSummary,
         shards: Vec<Node>,
-        consumers: Result<Vec<Consumer>, Failure>,
+        consumers: Outcome<Vec<Consumer>>,
     ) -> Self {
         let mode = summary.stream_mode_details.map(|details| word(details.stream_mode.as_str()));
         let kib = summary.max_record_size_in_kib.and_then(|kib| u64::try_from(kib).ok());
-        let (consumers, failure) = match consumers {
-            Ok(consumers) => (Some(consumers.iter().map(Registered::of).collect()), None),
-            Err(failure) => (None, Some(failure)),
-        };
         Self {
             name: summary.stream_name,
             arn: summary.stream_arn,
@@ -83,23 +85,21 @@ impl Description {
             created: SystemTime::try_from(summary.stream_creation_timestamp).ok(),
             open_shards: shards.iter().filter(|shard| shard.is_open()).count() as u64,
             shards,
-            consumers,
-            failure,
+            consumers: consumers.map(|consumers| consumers.iter().map(Registered::of).collect()),
         }
+    }
+
+    /// Returns the reason for which the consumers are unknown; `None` if they are known.
+    pub(super) fn unknown_consumers(&self) -> Option<String> {
+        let failure = self.consumers.as_ref().err()?;
+        Some(format!("registered consumers: unknown ({})", escape(failure.message().as_bytes())))
     }
 
     /// Returns the description for people.
     pub(super) fn shown(&self, paint: Paint) -> String {
-        let consumers = match (&self.consumers, &self.failure) {
-            (Some(consumers), _) => consumers_shown(consumers, paint),
-            (None, Some(failure)) => {
-                format!(
-                    "registered consumers: unknown ({})\n",
-                    escape(failure.message().as_bytes())
-                )
-            }
-            (None, None) => "registered consumers: unknown\n".to_owned(),
-        };
+        let known = |consumers: &Vec<_>| consumers_shown(consumers, paint);
+        let unknown = || self.unknown_consumers().unwrap_or_default() + "\n";
+        let consumers = self.consumers.as_ref().map_or_else(|_| unknown(), known);
         format!("{}\n{}\n{consumers}", self.heading(paint), tree(&self.shards, paint))
     }
 
@@ -151,6 +151,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::failure::Failure;
     use crate::output::json_line;
 
     fn summary() -> StreamDescriptionSummary {

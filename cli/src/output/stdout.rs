@@ -4,6 +4,7 @@ use std::io::{ErrorKind, Write};
 
 use console::{Term, truncate_str};
 
+use super::Paint;
 use crate::failure::{Failure, Outcome};
 
 /// The result of a write to stdout.
@@ -39,6 +40,11 @@ pub(crate) fn write_report(text: &str) -> Outcome<Written> {
 pub(crate) fn say(text: &str) {
     let mut stderr = std::io::stderr().lock();
     let _written = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
+}
+
+/// Writes a note to stderr.
+pub(crate) fn note(text: &str) {
+    say(&format!("{} {text}\n", Paint::stderr().warn("note:")));
 }
 
 /// Returns true if the reading end of stdout is closed, without writing to it. A quiet stream would

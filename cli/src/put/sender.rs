@@ -1,11 +1,12 @@
-//! Sends requests, one at a time, and retries what Kinesis has not stored.
+//! Sends requests, one at a time, and retries the records that Kinesis has not stored.
 
 use std::time::{Duration, Instant};
 
-use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::http::HttpResponse;
+use aws_sdk_kinesis::config::retry::RetryConfig;
 use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kinesis::operation::put_records::PutRecordsError;
+use aws_sdk_kinesis::{Client, Config};
 use tokio::time::{Instant as TokioInstant, sleep, sleep_until};
 
 use super::lines::Origin;
@@ -112,8 +113,10 @@ impl Sender {
         let entries = request.entries(limit)?;
         let sent = entries.len();
         self.spend(sent);
-        let call = of_stream!(self.client.put_records(), &self.stream);
-        let (is_stored, reason) = match call.set_records(Some(entries)).send().await {
+        let call = of_stream!(self.client.put_records(), &self.stream).set_records(Some(entries));
+        // The retries are those of the option, with their notes.
+        let once = Config::builder().retry_config(RetryConfig::disabled());
+        let (is_stored, reason) = match call.customize().config_override(once).send().await {
             Ok(response) => {
                 let is_stored =
                     response.records.iter().map(|record| record.error_code.is_none()).collect();
@@ -180,6 +183,9 @@ fn is_temporary(error: &SdkError<PutRecordsError, HttpResponse>) -> bool {
                         | "LimitExceededException"
                         | "KMSThrottlingException"
                         | "ThrottlingException"
+                        | "ThrottledException"
+                        | "RequestLimitExceeded"
+                        | "RequestTimeoutException"
                         | "InternalFailureException"
                 )
         }

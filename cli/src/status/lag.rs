@@ -9,7 +9,7 @@ use kinestream::{Checkpoint, ShardId};
 use crate::client::of_stream;
 use crate::failure::{Failure, Outcome};
 
-/// Returns how far a position is behind, in milliseconds, as Kinesis reports it with the first record
+/// Returns the lag of a position in milliseconds, as Kinesis reports it with the first record
 /// after it. The two calls count towards the limits of the shard, which allow five reads per second.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! The status of an application: what is shown of it, as text and as JSON.
+//! The status of an application as text and as JSON.
 
 use std::time::{Duration, SystemTime};
 
@@ -24,7 +24,9 @@ pub(super) struct Report {
     /// The largest lag; `None` if no lag is known.
     millis_behind_latest: Option<u64>,
     shards: Vec<ShardReport>,
-    /// The reason for which the lag of a shard is unknown.
+    /// The number of shards whose call for the lag failed, and the reason of the first one.
+    #[serde(skip)]
+    unknown_lags: u64,
     #[serde(skip)]
     lag_failure: Option<String>,
 }
@@ -45,9 +47,17 @@ struct ShardReport {
 }
 
 impl Report {
-    pub(super) fn new(status: ApplicationStatus, lags: &Lags, now: SystemTime) -> Self {
+    /// Creates the report of an application of this stream, named as its workers name it.
+    pub(super) fn new(
+        stream: &str,
+        status: ApplicationStatus,
+        lags: &Lags,
+        now: SystemTime,
+    ) -> Self {
         let lag = |shard: &ShardId| lags.get(shard).and_then(|lag| lag.as_ref().ok()).copied();
-        let failure = lags.values().find_map(|lag| lag.as_ref().err());
+        let mut failures = lags.values().filter_map(|lag| lag.as_ref().err());
+        let lag_failure = failures.next().map(|failure| failure.message().to_owned());
+        let unknown_lags = lags.values().filter(|lag| lag.is_err()).count() as u64;
         let shards = status.shards.into_iter().map(|(shard_id, shard)| ShardReport {
             millis_behind_latest: lag(&shard_id),
             shard_id,
@@ -61,10 +71,11 @@ impl Report {
         Self {
             time: Some(now),
             application: status.application,
-            stream: status.stream,
+            stream: stream.to_owned(),
             workers: status.workers,
             millis_behind_latest: lags.values().flatten().copied().max(),
-            lag_failure: failure.map(|failure| failure.message().to_owned()),
+            unknown_lags,
+            lag_failure,
             shards: shards.collect(),
         }
     }
@@ -104,13 +115,17 @@ impl Report {
         text
     }
 
-    /// Returns the largest lag, or the reason for which no lag is known.
+    /// Returns the number of shards whose lag is unknown, and the reason; `None` if no call failed.
+    pub(super) fn unknown_lags(&self) -> Option<String> {
+        let reason = escape(self.lag_failure.as_ref()?.as_bytes());
+        Some(format!("lag of {} unknown ({reason})", counted(self.unknown_lags, "shard")))
+    }
+
+    /// Returns the largest lag, and the reason if one is unknown.
     fn behind(&self) -> String {
-        match (self.millis_behind_latest, &self.lag_failure) {
-            (Some(lag), _) => lag_shown(lag),
-            (None, Some(failure)) => format!("unknown ({})", escape(failure.as_bytes())),
-            (None, None) => "-".to_owned(),
-        }
+        let known = self.millis_behind_latest.map(lag_shown);
+        let parts: Vec<String> = known.into_iter().chain(self.unknown_lags()).collect();
+        if parts.is_empty() { "-".to_owned() } else { parts.join("; ") }
     }
 }
 
@@ -181,7 +196,8 @@ mod tests {
             (status.shards[&parent].position.clone(), status.shards[&parent].epoch);
         let position = position.unwrap().to_string();
         let lags = Lags::from([(parent, Ok(1500))]);
-        let report = Report::new(status, &lags, UNIX_EPOCH + Duration::from_secs(1_767_225_600));
+        let report =
+            Report::new("orders", status, &lags, UNIX_EPOCH + Duration::from_secs(1_767_225_600));
         let json: Value = serde_json::from_str(&json_line(&report).unwrap()).unwrap();
         let child = |id| {
             json!({
@@ -222,17 +238,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn reason_is_shown_if_no_lag_is_known() {
+    async fn reason_is_shown_if_a_lag_is_unknown() {
         let status = status().await;
         let mut lags: Lags = Lags::new();
         for shard in status.shards.keys() {
             lags.insert(shard.clone(), Err(Failure::new("access denied: GetRecords")));
         }
-        let shown =
-            |lags: &Lags| Report::new(status.clone(), lags, UNIX_EPOCH).shown(Paint::plain());
-        assert!(shown(&lags).contains("behind      unknown (access denied: GetRecords)\n"));
+        let shown = |lags: &Lags| {
+            Report::new("orders", status.clone(), lags, UNIX_EPOCH).shown(Paint::plain())
+        };
+        let unknown = "lag of 3 shards unknown (access denied: GetRecords)";
+        assert!(shown(&lags).contains(&format!("behind      {unknown}\n")), "{}", shown(&lags));
         lags.insert(status.shards.keys().next().unwrap().clone(), Ok(0));
-        assert!(shown(&lags).contains("behind      caught up\n"));
+        let some = "caught up; lag of 2 shards unknown (access denied: GetRecords)";
+        assert!(shown(&lags).contains(&format!("behind      {some}\n")), "{}", shown(&lags));
+        let known = status.shards.keys().map(|shard| (shard.clone(), Ok(0))).collect();
+        assert!(shown(&known).contains("behind      caught up\n"), "{}", shown(&known));
     }
 
     #[test]

@@ -9,8 +9,8 @@ use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, Slot, SlotAddr};
 use redis::sentinel::{Sentinel, SentinelNodeConnectionInfo};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, IntoConnectionInfo, RedisResult,
-    TlsMode, Value, cmd, from_redis_value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, IntoConnectionInfo, RedisError,
+    RedisResult, TlsMode, Value, cmd, from_redis_value,
 };
 
 use crate::arguments::Store;
@@ -22,20 +22,32 @@ const TIME: Duration = Duration::from_secs(5);
 const PAGE: usize = 1000;
 
 /// Returns the keys that match the pattern.
+///
+/// # Errors
+///
+/// The user may not call `INFO`, which tells a cluster, or `SCAN`: a part of the keys would look like
+/// all of them.
 pub(crate) async fn matching(store: &Store, pattern: &str) -> Outcome<BTreeSet<String>> {
     // The crate finds out what is wrong with a store, and its errors give advice.
     super::connect(store).await?;
-    found(store, pattern).await.map_err(|error| {
-        // The code alone: the text may hold parts of the URL.
-        let code = error.code().unwrap_or("the connection failed");
-        Failure::new(format!("cannot list the keys of Redis: {code}"))
-            .advise("The user needs the permission for SCAN.")
-    })
+    found(store, pattern).await.map_err(|error| failure(&error))
+}
+
+/// Describes an error by its kind: its text may hold parts of the URL.
+fn failure(error: &RedisError) -> Failure {
+    let kind = error.category();
+    let kind = error.code().map_or_else(|| kind.to_owned(), |code| format!("{kind} ({code})"));
+    let failure = Failure::new(format!("cannot list the keys of Redis: {kind}"));
+    if error.code() == Some("NOPERM") {
+        failure.advise("Grant the user INFO and SCAN, and in a cluster CLUSTER SLOTS.")
+    } else {
+        failure
+    }
 }
 
 async fn found(store: &Store, pattern: &str) -> RedisResult<BTreeSet<String>> {
-    let client = match (&store.sentinel_master, &store.redis[..]) {
-        (Some(master), _) => master_client(&store.redis, master).await?,
+    let client = match (store.master(), &store.redis[..]) {
+        (Some(master), _) => master_client(&store.redis, &master).await?,
         (None, [url]) => Client::open(url.as_str())?,
         (None, urls) => return in_cluster(urls, pattern).await,
     };
@@ -43,10 +55,8 @@ async fn found(store: &Store, pattern: &str) -> RedisResult<BTreeSet<String>> {
         .set_connection_timeout(Some(TIME))
         .set_response_timeout(Some(TIME));
     let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-    // A user without the permission for INFO lists the keys of this server.
-    let information: RedisResult<String> =
-        cmd("INFO").arg("server").query_async(&mut connection).await;
-    if information.is_ok_and(|text| text.contains("redis_mode:cluster")) {
+    let information: String = cmd("INFO").arg("server").query_async(&mut connection).await?;
+    if is_of_cluster(&information) {
         return in_cluster(&store.redis, pattern).await;
     }
     let mut keys = BTreeSet::new();
@@ -58,6 +68,12 @@ async fn found(store: &Store, pattern: &str) -> RedisResult<BTreeSet<String>> {
             return Ok(keys);
         }
     }
+}
+
+/// Returns true for the `INFO` of a node of a cluster. Valkey 8 and later name the mode after the server.
+fn is_of_cluster(information: &str) -> bool {
+    let mut lines = information.lines().map(str::trim);
+    lines.any(|line| matches!(line, "redis_mode:cluster" | "server_mode:cluster"))
 }
 
 /// Returns a client of the master that the sentinels report.
@@ -127,7 +143,7 @@ fn scan(cursor: u64, pattern: &str) -> Cmd {
 
 /// Adds the keys of a page, and returns the cursor of the next one; zero after the last.
 fn add(page: Value, keys: &mut BTreeSet<String>) -> RedisResult<u64> {
-    let (cursor, page): (u64, Vec<String>) = from_redis_value(page)?;
+    let (cursor, page): (u64, Vec<String>) = from_redis_value(page.extract_error()?)?;
     keys.extend(page);
     Ok(cursor)
 }
@@ -135,6 +151,18 @@ fn add(page: Value, keys: &mut BTreeSet<String>) -> RedisResult<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cluster_is_told_by_the_mode_of_redis_and_of_valkey() {
+        for text in
+            ["# Server\r\nredis_mode:cluster\r\n", "server_name:valkey\r\nserver_mode:cluster\r\n"]
+        {
+            assert!(is_of_cluster(text), "{text:?}");
+        }
+        for text in ["", "redis_mode:standalone\r\n", "server_mode:sentinel\r\n"] {
+            assert!(!is_of_cluster(text), "{text:?}");
+        }
+    }
 
     #[test]
     fn each_master_has_one_slot() {

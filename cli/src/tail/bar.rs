@@ -1,4 +1,4 @@
-//! A bar that shows how far the reading has caught up.
+//! A bar of the progress towards the end of the stream.
 
 use crate::output::Paint;
 

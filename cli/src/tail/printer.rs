@@ -39,7 +39,7 @@ impl Printer {
         self.writer.headings()
     }
 
-    /// Appends the record to `out` if it is selected. Returns whether it is, and a note for stderr.
+    /// Appends the record to `out` if it is selected. Returns true if it is, and a note for stderr.
     pub(super) fn print(&mut self, record: &Record, out: &mut Vec<u8>) -> (bool, Option<String>) {
         let is_other = |key: &String| record.partition_key() != Some(key);
         if self.key.as_ref().is_some_and(is_other) {

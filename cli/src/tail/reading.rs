@@ -11,7 +11,7 @@ use crate::failure::{Failure, Outcome};
 use crate::store;
 use crate::time::Since;
 
-/// A stream, and how it is read.
+/// A stream and the options of its reading.
 #[derive(Debug)]
 pub(super) struct Reading<'a> {
     pub(super) client: Client,

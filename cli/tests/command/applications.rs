@@ -1,11 +1,15 @@
 use std::time::Duration;
 
+use futures::StreamExt;
+use kinestream::testing::Kinesis;
+use kinestream::{Consumer, RedisStore, StartingPosition};
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Child;
 
 use crate::ferrokinesis_server::put_numbers;
 use crate::redis_server::RedisServer;
-use crate::run::Server;
+use crate::run::{Server, command, run};
 
 pub(crate) fn of_billing(redis: &RedisServer) -> String {
     format!("--application billing --redis {}", redis.url())
@@ -78,7 +82,8 @@ async fn application_is_moved_and_reset_after_confirmation() {
     assert_eq!(server.run(&read).await.lines().len(), 10, "expected all records again");
 
     let one = format!("seek orders --to trim-horizon --shard 0 --yes {billing}");
-    server.run(&one).await.lines();
+    let moved = server.run(&format!("{one} --shard 0")).await;
+    assert!(moved.lines()[0].contains(": move 1 shard to "), "{moved:?}");
     assert_eq!(server.run(&read).await.lines().len(), 10, "expected all records again");
     let unknown = server.run(&format!("{one} --shard 9")).await;
     assert!(unknown.failure().contains("the application knows no shard"), "{}", unknown.stderr);
@@ -92,6 +97,8 @@ async fn application_is_moved_and_reset_after_confirmation() {
         "{}",
         status.stderr
     );
+    let listed = server.run(&format!("status --redis {}", redis.url())).await;
+    assert_eq!(listed.lines(), ["no applications in this store"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -112,6 +119,39 @@ async fn applications_of_a_store_are_listed() {
         listed.lines(),
         ["APPLICATION  STREAM", "a:b          orders", "billing      orders"]
     );
+    // The variable names the store as the option does, and does not disturb other commands.
+    let mut of_orders = command("status orders");
+    let listed = run(of_orders.env("KINESTREAM_REDIS", redis.url()), "").await;
+    assert_eq!(listed.lines().len(), 3);
+    let mut read = server.command("tail orders --since trim-horizon -n 1");
+    assert_eq!(run(read.env("KINESTREAM_REDIS", redis.url()), "").await.lines().len(), 1);
+    let none = server.run(&format!("status order --redis {}", redis.url())).await;
+    assert_eq!(none.lines()[0], "no applications of stream order in this store");
+    assert!(none.lines()[1].contains("arn:aws:kinesis:"), "{none:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn application_of_an_arn_is_listed_with_it() {
+    // ferrokinesis knows no ARNs in calls. The lag stays unknown.
+    let (server, redis) = (Server::with_orders(1).await, RedisServer::start(&[]));
+    let kinesis = Kinesis::new();
+    kinesis.create_stream("orders", 1).put("key", "data");
+    let arn = "arn:aws:kinesis:eu-west-1:123456789012:stream/orders";
+    let consumer = Consumer::builder(kinesis.client(), arn)
+        .application("billing")
+        .starting_position(StartingPosition::TrimHorizon)
+        .store(RedisStore::connect(&redis.url()).await.unwrap())
+        .build()
+        .unwrap();
+    let record = consumer.records().next().await.expect("expected a record");
+    assert_eq!(record.unwrap().data(), b"data");
+    let of_billing = of_billing(&redis);
+    let listing = format!("status --redis {} --output json", redis.url());
+    let listed: Value = serde_json::from_str(server.run(&listing).await.lines()[0]).unwrap();
+    assert_eq!(listed["applications"][0], json!({"application": "billing", "stream": arn}));
+    let status = server.run(&format!("status {arn} {of_billing} --output json")).await;
+    let status: Value = serde_json::from_str(status.lines()[0]).unwrap();
+    assert_eq!(status["stream"], arn);
 }
 
 #[tokio::test(flavor = "multi_thread")]

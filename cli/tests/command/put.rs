@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::DefaultBodyLimit;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, StatusCode};
 use axum::{Json, Router};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin};
 
 use crate::applications::signal;
@@ -159,6 +159,47 @@ async fn unknown_stream_fails_with_the_first_line_that_is_not_put() {
     assert!(failure.contains("Did you mean orders?"), "{failure}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn failed_request_is_sent_as_often_as_the_option_says() {
+    let calls = Arc::new(Mutex::new(0));
+    let counted = Arc::clone(&calls);
+    let handler = move || async move {
+        *counted.lock().unwrap() += 1;
+        StatusCode::INTERNAL_SERVER_ERROR
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(axum::serve(listener, Router::new().fallback(handler)).into_future());
+    let words = format!("put orders --retries 1 --endpoint-url http://127.0.0.1:{port}");
+    let put = run(&mut command(&words), "a\n").await;
+    assert!(put.failure().contains("error: gave up after 1 retries: "), "{put:?}");
+    assert_eq!(*calls.lock().unwrap(), 2);
+}
+
+/// A file that can be opened and not be read.
+#[cfg(target_os = "linux")]
+const UNREADABLE: &str = "/proc/self/mem";
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_before_a_failed_read_are_put() {
+    let server = Server::with_orders(1).await;
+    let put = server.run_with_input(&format!("put orders - {UNREADABLE} --key k"), "a\nb\n").await;
+    let failure = put.failure();
+    assert!(failure.contains(&format!("error: cannot read {UNREADABLE}: ")), "{failure}");
+    assert_eq!(contents(&server).await["k"], ["a", "b"]);
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn dry_run_shows_the_lines_before_a_failed_read() {
+    let words = format!("put orders --dry-run - {UNREADABLE} --key k");
+    let shown = run(&mut command(&words), "a\nbb\n").await;
+    let failure = shown.failure();
+    assert!(failure.contains(&format!("error: cannot read {UNREADABLE}: ")), "{failure}");
+    assert_eq!(shown.stdout, "k 1 B\nk 2 B\n");
+}
+
 /// Starts to put, and writes these lines. The input stays open.
 async fn start_put(server: &Server, lines: &str) -> (Child, ChildStdin) {
     let mut command = server.command("put orders --key k");
@@ -221,6 +262,78 @@ async fn dry_run_ends_by_a_signal_while_its_output_is_not_read() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(!writing.is_finished(), "expected lines that are not read");
     assert_eq!(signal(&mut child, "-TERM").await, Some(0));
+}
+
+/// Starts a dry run whose first line is refused and whose further lines have no end, and reads a line of
+/// its output.
+#[cfg(unix)]
+async fn dry_run_with_a_refused_line() -> Child {
+    let mut command = command("put orders --dry-run --key {.id}");
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"no json\n").await.unwrap();
+    tokio::spawn(async move {
+        while stdin.write_all(&b"{\"id\":\"k\"}\n".repeat(1000)).await.is_ok() {}
+    });
+    let mut first = [0; 7];
+    child.stdout.as_mut().unwrap().read_exact(&mut first).await.unwrap();
+    assert_eq!(&first, b"k 10 B\n");
+    child
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn dry_run_with_a_refused_line_fails_also_after_a_signal_or_a_closed_pipe() {
+    let mut signalled = dry_run_with_a_refused_line().await;
+    assert_eq!(signal(&mut signalled, "-TERM").await, Some(1));
+    let mut closed = dry_run_with_a_refused_line().await;
+    drop(closed.stdout.take());
+    let ended = tokio::time::timeout(Duration::from_secs(30), closed.wait()).await;
+    assert_eq!(ended.expect("expected an end within 30 s").unwrap().code(), Some(1));
+}
+
+/// Starts a server that never answers a `DescribeStreamSummary`. Returns its port, and a receiver of the
+/// calls.
+#[cfg(unix)]
+async fn server_without_descriptions() -> (u16, tokio::sync::mpsc::UnboundedReceiver<()>) {
+    let (called, calls) = tokio::sync::mpsc::unbounded_channel();
+    let handler = move |headers: HeaderMap| async move {
+        let operation = headers["x-amz-target"].to_str().unwrap();
+        assert!(operation.ends_with(".DescribeStreamSummary"), "{operation}");
+        let _received = called.send(());
+        std::future::pending::<()>().await;
+    };
+    let app = Router::new().fallback(handler);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(axum::serve(listener, app).into_future());
+    (port, calls)
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn line_that_waits_for_the_record_limit_is_the_first_that_is_not_put() {
+    let (port, mut calls) = server_without_descriptions().await;
+    let words = format!("put orders --key k --endpoint-url http://127.0.0.1:{port}");
+    let mut child = command(&words).stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let large = "x".repeat(2 << 20);
+    stdin.write_all(format!("{large}\nnext\n").as_bytes()).await.unwrap();
+    calls.recv().await.expect("expected a call");
+    let mut notes = BufReader::new(child.stderr.take().unwrap()).lines();
+    let process = child.id().unwrap().to_string();
+    let kill = || std::process::Command::new("kill").args(["-INT", &process]).status().unwrap();
+    assert!(kill().success());
+    // While the call lasts. The second signal follows the first one, so the two are not one.
+    let note = tokio::time::timeout(Duration::from_secs(30), notes.next_line()).await;
+    let note = note.expect("expected a note within 30 s").unwrap().expect("expected a note");
+    assert!(note.contains("stopping: the lines that are read already are put"), "{note}");
+    assert!(kill().success());
+    let mut rest = String::new();
+    notes.into_inner().read_to_string(&mut rest).await.unwrap();
+    assert!(rest.contains("error: stopped at once by a second signal\n"), "{rest}");
+    assert!(rest.contains("The first line that is not put is line 1 of stdin.\n"), "{rest}");
+    assert_eq!(child.wait().await.unwrap().code(), Some(1));
 }
 
 #[cfg(unix)]

@@ -8,7 +8,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader, Lines};
 use crate::applications::{of_billing, signal};
 use crate::ferrokinesis_server::{put_numbers, split_first_shard};
 use crate::redis_server::RedisServer;
-use crate::run::{Finished, Server};
+use crate::run::{Finished, Server, command};
 
 /// Returns the object that is the only line of the output.
 fn object(finished: &Finished) -> Value {
@@ -67,7 +67,7 @@ async fn watch_continues_after_an_outage_of_the_store() {
     let read = format!("tail orders --since trim-horizon -n 10 {of_billing}");
     assert_eq!(server.run(&read).await.lines().len(), 10);
 
-    let words = format!("status orders {of_billing} --watch 1s --output json");
+    let words = format!("status orders {of_billing} --watch=1s --output json");
     let mut watching = server.command(&words).spawn().unwrap();
     let mut reports = BufReader::new(watching.stdout.take().unwrap()).lines();
     let mut notes = BufReader::new(watching.stderr.take().unwrap()).lines();
@@ -76,13 +76,27 @@ async fn watch_continues_after_an_outage_of_the_store() {
     let note = next_line(&mut notes).await;
     assert!(note.starts_with("error: stream orders: Redis at 127.0.0.1:"), "{note}");
     redis.restart();
+    let restarted = jiff::Timestamp::now();
     // Reports from before the outage may be left in the pipe.
     let after = loop {
         let after: Value = serde_json::from_str(&next_line(&mut reports).await).unwrap();
-        if after["time"].as_str() > before["time"].as_str() {
+        let time: jiff::Timestamp = after["time"].as_str().unwrap().parse().unwrap();
+        if time > restarted {
             break after;
         }
     };
     assert_eq!(after["shards"], before["shards"]);
+    assert_eq!(signal(&mut watching, "-TERM").await, Some(0));
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn watch_ends_by_a_signal_while_the_store_does_not_answer() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let redis = format!("redis://127.0.0.1:{}/", listener.local_addr().unwrap().port());
+    let words = format!("status orders --application billing --redis {redis} --watch");
+    let endpoint = ["--endpoint-url", "http://127.0.0.1:1"];
+    let mut watching = command(&words).args(endpoint).spawn().unwrap();
+    let (_silent, _) = listener.accept().await.unwrap();
     assert_eq!(signal(&mut watching, "-TERM").await, Some(0));
 }

@@ -72,7 +72,7 @@ impl Finished {
         self.stdout.lines().collect()
     }
 
-    /// Asserts that the command failed with exit code 1, and returns what it says.
+    /// Asserts that the command failed with exit code 1, and returns its stderr.
     pub(crate) fn failure(&self) -> &str {
         assert_eq!(self.code, Some(1), "expected a failure: {self:#?}");
         &self.stderr

@@ -9,7 +9,7 @@ use redis::aio::MultiplexedConnection;
 use crate::ferrokinesis_server::put_numbers;
 use crate::free_port::free_port;
 use crate::redis_server::RedisServer;
-use crate::run::Server;
+use crate::run::{Server, command, run};
 
 const SLOTS: u16 = 16_384;
 /// Applications whose keys are on both nodes of a cluster of two.
@@ -127,4 +127,19 @@ async fn servers_without_a_cluster_are_refused_together() {
     let (server, redis) = (Server::with_orders(1).await, RedisServer::start(&[]));
     let refused = server.run(&format!("status --redis {0} --redis {0}", redis.url())).await;
     assert!(refused.failure().contains("cluster"), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn listing_by_a_user_without_its_commands_is_refused_with_advice() {
+    let redis = RedisServer::start(&[]);
+    let mut raw = connection(&redis).await;
+    for denied in ["info", "scan"] {
+        let rules = ["SETUSER", denied, "on", ">pw", "~*", "+@all", &format!("-{denied}")];
+        redis::cmd("ACL").arg(&rules).query_async::<()>(&mut raw).await.unwrap();
+        let words = format!("status --redis redis://{denied}:pw@127.0.0.1:{}/", redis.port());
+        let refused = run(&mut command(&words), "").await;
+        let failure = refused.failure();
+        assert!(failure.starts_with("error: cannot list the keys of Redis: "), "{failure}");
+        assert!(failure.contains("(NOPERM)\n  Grant the user INFO and SCAN"), "{failure}");
+    }
 }

@@ -11,7 +11,7 @@ use crate::run::Server;
 /// The longest time that a screen may take to appear.
 const TIME: Duration = Duration::from_secs(30);
 
-/// The command and what its terminal shows.
+/// The command and its terminal.
 struct Terminal {
     child: Box<dyn Child + Send + Sync>,
     master: Box<dyn MasterPty + Send>,
@@ -52,7 +52,7 @@ impl Terminal {
         self.screen.lock().unwrap().screen().contents()
     }
 
-    /// Waits until the screen shows what is expected.
+    /// Waits for the expected screen.
     fn wait_for(&self, what: &str, is_shown: impl Fn(&str) -> bool) -> String {
         let began = Instant::now();
         loop {
