@@ -12,6 +12,8 @@
 mod free_port;
 #[path = "../tests/support/gated.rs"]
 mod gated;
+#[path = "../tests/support/lease_access.rs"]
+mod lease_access;
 #[path = "../tests/support/redis.rs"]
 mod redis_server;
 
@@ -24,9 +26,10 @@ use futures::future::{pending, ready};
 use futures::{FutureExt, StreamExt};
 use gated::Gated;
 use kinestream::store::Scope;
-use kinestream::store::lease::{Lease, LeaseStore};
+use kinestream::store::lease::Lease;
 use kinestream::testing::Kinesis;
 use kinestream::{Consumer, RedisStore};
+use lease_access::LeaseAccess;
 use redis_server::RedisServer;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;

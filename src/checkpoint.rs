@@ -173,6 +173,11 @@ impl fmt::Display for Checkpoint {
     }
 }
 
+/// Returns the time as the text form holds it.
+pub(crate) fn stored_time(time: SystemTime) -> SystemTime {
+    UNIX_EPOCH.checked_add(Duration::from_millis(millis_of(time))).unwrap_or(time)
+}
+
 /// Returns the milliseconds since 1970, within the range that [`FromStr`] parses.
 pub(crate) fn millis_of(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();

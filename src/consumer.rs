@@ -26,7 +26,8 @@ use crate::record::ShardId;
 use crate::shard::CloseSignal;
 use crate::source::{RegisteredConsumer, StreamClient};
 use crate::store::lease::IfLeased;
-use crate::store::{self, CheckpointStore, LeaseStore, Scope, Writer};
+use crate::store::lease::Leases;
+use crate::store::{self, CheckpointStore, Scope, Writer};
 use crate::telemetry::{Events, Telemetry};
 use crate::worker_message::WorkerMessage;
 
@@ -77,7 +78,10 @@ struct ConsumerInner {
     /// The registered consumer of enhanced fan-out; `None` if shards are polled.
     fan_out: Option<Arc<RegisteredConsumer>>,
     store: Arc<dyn CheckpointStore>,
-    leases: Arc<dyn LeaseStore>,
+    /// The leases, for the tasks of the consumer.
+    leases: Leases,
+    /// The leases, for calls of the caller.
+    operations: Leases,
     scope: Scope,
     telemetry: Telemetry,
     settings: Settings,
@@ -340,7 +344,7 @@ impl Consumer {
         let inner = &self.inner;
         match &inner.fan_out {
             Some(registered_consumer) if inner.settings.deregister_on_close => {
-                let table = store::with_timeout(inner.leases.table(&inner.scope)).await?;
+                let table = store::with_timeout(inner.operations.table()).await?;
                 if table.workers.is_empty() {
                     registered_consumer.deregister().await
                 } else {

@@ -45,7 +45,8 @@ use crate::discovery::{ReadRules, ShardDiscovery};
 use crate::record::KnownShard;
 use crate::shard::{CheckpointOn, LeaseHandle, PollMonitor, ReadReport};
 use crate::source::Position;
-use crate::store::{LeaseStore, Scope, TrackedWatermark, Writer};
+use crate::store::lease::Leases;
+use crate::store::{Scope, TrackedWatermark, Writer};
 use crate::telemetry::Telemetry;
 use crate::worker_message::WorkerMessage;
 
@@ -75,7 +76,7 @@ pub(crate) enum Assignment {
 
 /// The dependencies of a worker.
 pub(crate) struct WorkerDeps {
-    pub(crate) leases: Arc<dyn LeaseStore>,
+    pub(crate) leases: Leases,
     pub(crate) scope: Scope,
     pub(crate) writer: Writer,
     pub(crate) discovery: ShardDiscovery,

@@ -95,8 +95,8 @@
 //!
 //! # Redis key layout
 //!
-//! The store writes up to five keys for each application and stream, in format 1. All hold plain
-//! text. `stream` is the stream's name if the consumer was built from a name. It is
+//! The store writes up to six keys for each application and stream, in format 1. All but the last
+//! hold plain text. `stream` is the stream's name if the consumer was built from a name. It is
 //! `account:region:name`, such as `123456789012:eu-west-1:orders`, if the consumer was built from
 //! an ARN. See [From a stream name to an ARN](crate::guide::migrating#from-a-stream-name-to-an-arn)
 //! for changing a consumer from one to the other.
@@ -107,13 +107,14 @@
 //! | `kinestream:{application:stream}:checkpoints` | hash | the [`Checkpoint`] of each shard as text |
 //! | `kinestream:{application:stream}:leases` | hash | per shard `epoch owner next_owner origin parents state start unlisted added` |
 //! | `kinestream:{application:stream}:workers` | hash | per worker `incarnation joined duration expiry capacity` |
-//! | `kinestream:{application:stream}:fleet` | hash | `generation`, `version` and `cleared` of the [table](lease::LeaseTable); `epoch`, the last epoch issued; `keys`, the names of the other keys that exist; `first_poll`, the start of an application that has not listed its stream yet |
+//! | `kinestream:{application:stream}:fleet` | hash | `generation`, `version`, `cleared` and `first_poll` of the [table](lease::LeaseTable); `keys`, the names of the other keys that exist |
+//! | `kinestream:{application:stream}:steps` | list | for each of the last 256 steps its version, the one before, and the changed fields, in `MessagePack`. Workers that know one of these versions read only what has changed since |
 //!
 //! In a lease, `-` stands for a missing value, `?` for unknown parents, and parents are separated
 //! by commas. The state is `LOST` if the shard [expired](lease::Lease::is_shard_expired) before it
 //! was read to its end. `start` is the first sequence number of the shard. `unlisted` is the time
 //! at which a listing first lacked the finished shard. `added` is the time at which the shard was
-//! added. The scripts keep further words after these as they are. Epochs, durations, expiries,
+//! added. Further words after these are kept as they are. Epochs, durations, expiries,
 //! `unlisted`, `added` and `cleared` are in milliseconds; `joined`, origins, generations and
 //! versions are in microseconds. Both use the clock of Redis. `first_poll` is in milliseconds, by
 //! the clock of a worker.
@@ -331,7 +332,7 @@ pub(crate) fn leases_of(store: &Arc<dyn CheckpointStore>) -> (Arc<dyn LeaseStore
     }
 }
 
-fn leases_unsupported() -> Error {
+pub(crate) fn leases_unsupported() -> Error {
     let message = "this store does not support leases; change its checkpoints directly";
     Error::new(ErrorKind::Configuration, message)
 }
@@ -340,7 +341,7 @@ fn leases_unsupported() -> Error {
 pub(crate) const STORE_CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Returns the result of a store's call, or an error if it takes longer than [`STORE_CALL_TIMEOUT`].
-pub(crate) async fn with_timeout<T>(call: BoxFuture<'_, Result<T>>) -> Result<T> {
+pub(crate) async fn with_timeout<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
     timeout(STORE_CALL_TIMEOUT, call).await.unwrap_or_else(|elapsed| {
         let message = format!("the checkpoint store did not answer within {STORE_CALL_TIMEOUT:?}");
         Err(Error::new(ErrorKind::StoreUnavailable, message).with_source(elapsed))

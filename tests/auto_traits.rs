@@ -52,6 +52,16 @@ fn public_types_keep_their_auto_traits() {
     assert_all::<ApplicationStatus>();
     assert_all::<IfLeased>();
     assert_all::<lease::HeartbeatResponse>();
+    assert_all::<lease::EntryKey>();
+    assert_all::<lease::Exchange>();
+    assert_all::<lease::Exchanged>();
+    assert_all::<lease::Step>();
+    assert_all::<lease::EntryChange>();
+    assert_all::<lease::Beat>();
+    assert_all::<lease::Heartbeat>();
+    assert_all::<lease::Heartbeats>();
+    assert_all::<lease::FencedSave>();
+    assert_all::<lease::FencedOutcome>();
     assert_all::<lease::Change>();
     assert_all::<lease::AdminEdit>();
     assert_all::<lease::FencedCheckpoint>();
@@ -60,6 +70,7 @@ fn public_types_keep_their_auto_traits() {
     assert_all::<lease::HeartbeatRequest>();
     assert_all::<lease::Membership>();
     assert_all::<lease::LeaseTable>();
+    assert_all::<lease::Leases>();
     assert_all::<lease::SaveOutcome>();
     #[cfg(feature = "redis")]
     assert_all::<kinestream::RedisStore>();

@@ -14,6 +14,7 @@ use crate::source::{
     EndingPosition, MemoryBudget, OnTrimmed, RegisteredConsumer, StreamClient, WireFormat,
     other_region,
 };
+use crate::store::lease::Leases;
 use crate::store::{CheckpointStore, GuardedStore, MemoryStore, Scope, leases_of, parse_arn};
 use crate::telemetry::Telemetry;
 
@@ -529,11 +530,15 @@ impl ConsumerBuilder {
         let (leases, has_own_leases) = leases_of(&self.store);
         self.settings.worker_config.has_own_leases = has_own_leases;
         self.settings.worker_config.is_bounded = self.settings.ending != EndingPosition::Never;
+        let clock = self.settings.worker_config.clock.clone();
+        let for_callers = GuardedStore::for_callers(Arc::clone(&leases));
+        let for_tasks = GuardedStore::for_tasks(leases, telemetry.clone());
         Ok(Consumer {
             inner: Arc::new(ConsumerInner {
                 kinesis,
                 fan_out,
-                leases: Arc::new(GuardedStore::new(leases, telemetry.clone())),
+                leases: Leases::with_clock(Arc::new(for_tasks), scope.clone(), clock.clone()),
+                operations: Leases::with_clock(Arc::new(for_callers), scope.clone(), clock),
                 store: self.store,
                 scope,
                 telemetry,

@@ -14,14 +14,14 @@ use crate::error::{ClassifiedError, Error, ErrorKind, Result};
 use crate::record::ShardId;
 use crate::source::Listing;
 use crate::store::lease::{AdminEdit, EditOutcome, IfLeased, LeaseTable};
-use crate::store::{Mark, STORE_CALL_TIMEOUT, with_timeout};
+use crate::store::{Mark, STORE_CALL_TIMEOUT, leases_unsupported, with_timeout};
 use crate::telemetry::Event;
 use crate::worker_message::WorkerMessage;
 
 impl ConsumerInner {
     /// Reads the lease table from the store.
     pub(super) async fn table(&self) -> Result<LeaseTable> {
-        let table = with_timeout(self.leases.table(&self.scope)).await;
+        let table = with_timeout(self.operations.table()).await;
         let mut table = table.map_err(|error| self.in_this_stream(error))?;
         table.leases.retain(|shard, _| !Mark::is_one(shard));
         Ok(table)
@@ -158,7 +158,11 @@ impl ConsumerInner {
     }
 
     async fn edit(&self, edit: &AdminEdit, if_leased: IfLeased) -> Result<()> {
-        let edited = with_timeout(self.leases.edit(&self.scope, edit, if_leased)).await;
+        if self.settings.worker_config.has_own_leases {
+            // Positions in such a store only advance.
+            return Err(self.in_this_stream(leases_unsupported()));
+        }
+        let edited = with_timeout(self.operations.edit(edit, if_leased)).await;
         match edited.map_err(|error| self.in_this_stream(error))? {
             EditOutcome::Applied => Ok(()),
             EditOutcome::Refused { worker } => Err(self.in_use(&format!(

@@ -55,7 +55,7 @@ impl Session {
         inner.telemetry.set_error_reporter(error_reporter.clone());
         let has_ended = Arc::new(AtomicBool::new(false));
         let worker = Worker::new(WorkerDeps {
-            leases: Arc::clone(&inner.leases),
+            leases: inner.leases.clone(),
             scope: inner.scope.clone(),
             writer: writer.clone(),
             discovery: ShardDiscovery {
@@ -141,7 +141,7 @@ impl Session {
             return writer.clone();
         }
         let new = Writer::spawn(
-            Arc::clone(&inner.leases),
+            inner.leases.clone(),
             inner.scope.clone(),
             inner.settings.flush,
             inner.telemetry.clone(),

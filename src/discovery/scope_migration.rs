@@ -36,8 +36,8 @@ use crate::backoff::{Backoff, LISTINGS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::{SequenceNumber, ShardId};
 use crate::source::{Listing, Position};
-use crate::store::lease::{Change, HeartbeatRequest, LeaseTable};
-use crate::store::{LeaseStore, Mark, Scope, with_timeout};
+use crate::store::lease::{Change, HeartbeatRequest, LeaseTable, Leases};
+use crate::store::{Mark, Scope, with_timeout};
 use crate::telemetry::Event;
 
 /// The pause between two reads of a scope in which workers are alive.
@@ -59,9 +59,9 @@ const NO_LEASE: Duration = Duration::from_secs(2);
 /// Migrates the positions of a stream's name to the scope of its ARN.
 #[derive(Clone)]
 pub(crate) struct ScopeMigration {
-    leases: Arc<dyn LeaseStore>,
+    /// The leases of the scope of the name.
+    named: Leases,
     scope: Scope,
-    named: Scope,
     worker_id: Arc<str>,
     /// True if the migration is marked as done, or there was none.
     is_settled: Arc<AtomicBool>,
@@ -79,15 +79,10 @@ pub(super) enum MigrationStep {
 
 impl ScopeMigration {
     /// Returns the migration into `scope`; `None` if that is the scope of a name alone.
-    pub(crate) fn new(
-        leases: &Arc<dyn LeaseStore>,
-        scope: &Scope,
-        worker_id: &Arc<str>,
-    ) -> Option<Self> {
+    pub(crate) fn new(leases: &Leases, scope: &Scope, worker_id: &Arc<str>) -> Option<Self> {
         Some(Self {
-            leases: Arc::clone(leases),
+            named: leases.of_scope(scope.by_name()?),
             scope: scope.clone(),
-            named: scope.by_name()?,
             worker_id: Arc::clone(worker_id),
             is_settled: Arc::default(),
         })
@@ -95,7 +90,7 @@ impl ScopeMigration {
 
     /// Compares the scope of the name with a new listing, and claims the positions of this stream.
     async fn step(&self, discovery: &ShardDiscovery, listing: &Listing) -> Result<MigrationStep> {
-        let table = with_timeout(self.leases.table(&self.named)).await?;
+        let table = with_timeout(self.named.table()).await?;
         let claim = self.scope.mark(Mark::Claimed);
         let is_settled = table.leases.contains_key(&self.scope.mark(Mark::Migrated));
         let is_anothers = table.leases.keys().any(|id| Mark::is_claim(id) && *id != claim);
@@ -161,7 +156,7 @@ impl ScopeMigration {
                 checkpoint: Some(crate::Checkpoint::ShardEnd),
             }],
         };
-        Ok(with_timeout(self.leases.exchange(&self.named, &request)).await?.applied)
+        Ok(with_timeout(self.named.exchange(&request)).await?.applied)
     }
 
     /// Marks the claimed positions as migrated, after the table of the ARN has shown them. If the
@@ -170,7 +165,7 @@ impl ScopeMigration {
         if self.is_settled.load(Ordering::Relaxed) {
             return;
         }
-        let Ok(table) = with_timeout(self.leases.table(&self.named)).await else { return };
+        let Ok(table) = with_timeout(self.named.table()).await else { return };
         let has = |done| table.leases.contains_key(&self.scope.mark(done));
         let is_noted = !has(Mark::Claimed)
             || has(Mark::Migrated)

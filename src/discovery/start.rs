@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, stored_time};
 use crate::clock::Clock;
 use crate::record::{SequenceNumber, ShardId};
 use crate::source::{MAX_CLOCK_SKEW, Position};
@@ -177,11 +177,11 @@ impl Start {
         }
     }
 
-    /// Returns the time that the caller has set as the start of the shard.
+    /// Returns the time that the caller has set as the start of the shard, as a store keeps it.
     pub(crate) fn time_of(&self, shard: &ShardId) -> Option<SystemTime> {
         match (self.each.get(shard), self.all) {
-            (Some(ShardPosition::AtTimestamp(time)), _) => Some(*time),
-            (None, StartingPosition::AtTimestamp(time)) => Some(time),
+            (Some(ShardPosition::AtTimestamp(time)), _) => Some(stored_time(*time)),
+            (None, StartingPosition::AtTimestamp(time)) => Some(stored_time(time)),
             _ => None,
         }
     }

@@ -67,6 +67,8 @@ pub(super) fn balance(
         let (worker, held) = (*name, held.len());
         seats.push(WorkerShare { worker, held, quota: *quota, capacity: *capacity, moves });
     }
+    let is_owned =
+        |lease: &Lease| lease.owner.as_ref().is_some_and(|it| table.workers.contains_key(it));
     let mut changes = Vec::new();
     // Shards that are excluded for some worker are placed first.
     let (refused, others): (Vec<_>, Vec<_>) =
@@ -83,7 +85,7 @@ pub(super) fn balance(
             }
             seat => seat,
         };
-        changes.extend(seat.map(|seats| seats.take(shard, lease)));
+        changes.extend(seat.map(|seats| seats.take(shard, lease, is_owned(lease))));
     }
     // A worker is removed from the queue when it is full. A worker to which no lease may move stays
     // in the queue for the free leases, which come last.
@@ -92,7 +94,7 @@ pub(super) fn balance(
     for shard in others {
         let lease = &table.leases[shard];
         let Some(place) = vacant.iter().position(|seats| seats.admits(lease)) else { continue };
-        changes.push(vacant[place].take(shard, lease));
+        changes.push(vacant[place].take(shard, lease, is_owned(lease)));
         if vacant[place].held >= vacant[place].quota {
             vacant.remove(place);
         }
@@ -155,10 +157,11 @@ impl WorkerShare<'_> {
         lease.owner.is_none() || lease.owner.as_ref() == Some(self.worker) || self.moves > 0
     }
 
-    fn take(&mut self, shard: &ShardId, lease: &Lease) -> Change {
+    /// Takes a shard. `is_owned` is false if the lease has no owner, or one that the table lacks.
+    fn take(&mut self, shard: &ShardId, lease: &Lease, is_owned: bool) -> Change {
         self.held += 1;
         let (shard, to) = (shard.clone(), Arc::clone(self.worker));
-        match &lease.owner {
+        match lease.owner.as_ref().filter(|_owner| is_owned) {
             Some(owner) => {
                 self.moves -= usize::from(owner != self.worker && self.moves > 0);
                 Change::Offer { shard, to }
@@ -209,8 +212,8 @@ mod tests {
         let mut table = LeaseTable::default();
         for (number, capacity) in capacities.iter().enumerate() {
             let (joined, lease_duration) = (number as u64, Duration::from_secs(10));
-            let member =
-                WorkerEntry { incarnation: 0, joined, lease_duration, capacity: *capacity };
+            let member = WorkerEntry::new(0, joined, lease_duration);
+            let member = WorkerEntry { capacity: *capacity, ..member };
             table.workers.insert(worker(number), member);
         }
         for (number, (owner, next_owner)) in holders.iter().enumerate() {

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::balance::{balance, pull};
 use super::exhaustion::Exhaustion;
 use super::owned_shards::Reconciliation;
-use super::worker::{AppliedListing, BalancedTable, TaskOutcome, Worker};
+use super::worker::{AppliedListing, BalancedTable, TaskOutcome, WantedTable, Worker};
 use crate::discovery::{Changes, Loss, Report};
 use crate::error::{Error, ErrorKind, contain};
 use crate::record::{KnownShard, ShardId};
@@ -163,7 +163,7 @@ impl Worker {
         self.joined = true;
     }
 
-    fn apply_table(&mut self, table: LeaseTable) {
+    fn apply_table(&mut self, table: Arc<LeaseTable>) {
         let is_forgotten = self.joined
             && table.generation != self.table.generation
             // A store that also lost the time of the last clear shows an earlier time.
@@ -181,12 +181,12 @@ impl Worker {
         self.report_unreadable(&table);
         self.exclusions.observe(&self.table, &table);
         self.deps.telemetry.retain_failures(|shard| table.leases.contains_key(shard));
-        self.table = Arc::new(table);
+        self.table = table;
         self.note_stranded();
         if (is_forgotten || is_cleared) && self.table.leases.is_empty() {
             self.pending.extend(self.deps.discovery.first_poll_change(first_poll));
         }
-        self.full_table_read_at = Some(Instant::now());
+        self.wanted_table = WantedTable::Changed;
         for shard_id in finished {
             self.deps.telemetry.emit(Event::ShardFinished { shard_id });
         }

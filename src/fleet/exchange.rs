@@ -1,12 +1,11 @@
 //! The worker's exchanges with the lease store: renewal, changes and leaving.
 
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::worker::{Worker, sleep_until_expiry};
+use super::worker::{WantedTable, Worker, sleep_until_expiry};
 use crate::backoff::{Backoff, CONFLICTS};
 use crate::discovery::Changes;
 use crate::error::{Error, ErrorKind, Result};
@@ -79,6 +78,9 @@ impl Worker {
                 }
             }
             self.note_declared();
+            if request.known.is_none() {
+                self.full_table_read_at = Some(Instant::now());
+            }
             self.handle_response(response);
             self.deps.telemetry.renewed(self.owned.len());
             // Only after the table was applied, since a lost lease must not become valid again. A
@@ -120,7 +122,11 @@ impl Worker {
         let each = self.deps.config.discovery_interval;
         let is_known =
             self.joined && self.full_table_read_at.is_some_and(|seen| seen.elapsed() < each);
-        let known = (self.table.generation, self.table.version);
+        let known = if self.wanted_table == WantedTable::Any && !only_if_unchanged {
+            (0, 0)
+        } else {
+            (self.table.generation, self.table.version)
+        };
         HeartbeatRequest {
             worker: self.deps.config.worker_id.clone(),
             incarnation: self.incarnation,
@@ -146,7 +152,7 @@ impl Worker {
         let limit = if has_time { 3 * STORE_CALL_TIMEOUT } else { self.renewal() };
         let valid_until = self.valid_until;
         let asked = async {
-            let exchanged = self.deps.leases.exchange(&self.deps.scope, request);
+            let exchanged = self.deps.leases.exchange(request);
             timeout(limit, exchanged).await.unwrap_or_else(|elapsed| {
                 let message = format!("the checkpoint store did not answer within {limit:?}");
                 Err(Error::new(ErrorKind::StoreUnavailable, message).with_source(elapsed))
@@ -225,9 +231,9 @@ impl Worker {
                 return;
             }
             let request = self.request(children, true);
-            match with_timeout(self.deps.leases.exchange(&self.deps.scope, &request)).await {
+            match with_timeout(self.deps.leases.exchange(&request)).await {
                 Ok(HeartbeatResponse { applied: false, table: Some(table), .. }) => {
-                    self.table = Arc::new(table);
+                    self.table = table;
                 }
                 _ => return,
             }
@@ -246,9 +252,7 @@ impl Worker {
             let _reported_elsewhere = self.deps.writer.flush().await;
             self.add_children().await;
             self.backoff.succeeded();
-            while let Err(error) =
-                with_timeout(self.deps.leases.exchange(&self.deps.scope, &request)).await
-            {
+            while let Err(error) = with_timeout(self.deps.leases.exchange(&request)).await {
                 log_line!(debug, %error, "lease release failed");
                 sleep(self.backoff.failed()).await;
             }

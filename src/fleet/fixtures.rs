@@ -15,12 +15,7 @@ pub(super) fn shard(number: usize) -> ShardId {
 
 /// Returns a table of workers with these incarnations and of shards with these owners in epoch 7.
 pub(super) fn table(workers: &[(&str, u64)], owners: &[Option<&str>]) -> LeaseTable {
-    let member = |incarnation| WorkerEntry {
-        incarnation,
-        joined: 1,
-        lease_duration: Duration::from_secs(10),
-        capacity: u32::MAX,
-    };
+    let member = |incarnation| WorkerEntry::new(incarnation, 1, Duration::from_secs(10));
     let lease = |owner: Option<&str>| Lease {
         epoch: 7,
         owner: owner.map(Into::into),

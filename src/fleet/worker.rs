@@ -41,6 +41,7 @@ pub(crate) struct Worker {
     /// The time at which the whole table was read last, since a saved position does not change its
     /// version; `None` to request the whole table with the next exchange.
     pub(super) full_table_read_at: Option<Instant>,
+    pub(super) wanted_table: WantedTable,
     /// True if the worker is in the table.
     pub(super) joined: bool,
     /// True if the caller got an error about the current outage of the store, or about a worker id
@@ -80,6 +81,16 @@ pub(super) struct BalancedTable {
     pub(super) version: u64,
     /// The end of the exclusion that ends next, after which a lease may have to move.
     pub(super) until: Option<Instant>,
+}
+
+/// The table that the next exchange is to return.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum WantedTable {
+    /// One that has changed.
+    #[default]
+    Changed,
+    /// Any, even if it has not changed.
+    Any,
 }
 
 /// The state of the stream's listings.
@@ -132,6 +143,7 @@ impl Worker {
             owned: OwnedShards::new(deps.config.worker_id.clone(), incarnation),
             table: Arc::default(),
             full_table_read_at: Some(now),
+            wanted_table: WantedTable::default(),
             joined: false,
             error_reported: false,
             started_at: now,
@@ -245,8 +257,9 @@ impl Worker {
                 // the shard is finished.
                 if let Some(holding) = self.owned.get(&shard, epoch) {
                     holding.is_end_saved = true;
-                    self.request_full_table();
+                    (self.wanted_table, self.renew_at) = (WantedTable::Any, Instant::now());
                 }
+                self.pending.push(Change::Finish { shard, epoch });
             }
             WorkerMessage::Dropped(shard, epoch) => {
                 self.exclusions.dropped(&shard, self.renewal());

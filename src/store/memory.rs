@@ -1,3 +1,5 @@
+mod entries;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -6,15 +8,18 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
 use tokio::time::Instant;
 
-use super::lease::{
-    AdminEdit, EditOutcome, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, IfLeased,
-    LeaseStore, LeaseTable, Ledger, SaveOutcome,
-};
+use entries::Entries;
+
+use super::lease::{EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, LeaseStore};
 use super::{CheckpointStore, Scope};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mutex::Mutex;
 use crate::record::ShardId;
+
+/// A text that is neither a lease nor a position.
+#[cfg(feature = "testing")]
+const DAMAGED: &str = "damaged";
 
 /// Keeps positions and leases in memory, for the lifetime of the process.
 ///
@@ -37,7 +42,7 @@ use crate::record::ShardId;
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct MemoryStore {
-    ledgers: Arc<Mutex<HashMap<Scope, Ledger>>>,
+    scopes: Arc<Mutex<HashMap<Scope, Entries>>>,
     clock: StoreClock,
 }
 
@@ -86,39 +91,84 @@ impl MemoryStore {
         Self::default()
     }
 
-    /// Merges positions that were loaded from another store and that no worker has seen yet.
+    /// Merges positions that were loaded from another store and that no worker has seen yet. The
+    /// text of a position that cannot be read is the reason.
     pub(super) fn merge_loaded(
         &self,
         scope: &Scope,
-        stored: HashMap<ShardId, Result<Checkpoint, Arc<str>>>,
+        stored: &HashMap<ShardId, Result<Checkpoint, Arc<str>>>,
     ) {
-        self.with(scope, |ledger, now| ledger.merge_loaded(now, stored));
+        self.with(scope, |entries, now| {
+            let repaired = entries.positions().filter(|(shard, text)| {
+                parse(text).is_none() && !stored.get(*shard).is_some_and(Result::is_err)
+            });
+            let mut changes: HashMap<ShardId, Option<Arc<str>>> =
+                repaired.map(|(shard, _)| (shard.clone(), None)).collect();
+            let mut advanced = Vec::new();
+            for (shard, found) in stored {
+                let known = entries.position(shard);
+                match (found, known.map(|text| parse(text))) {
+                    (Err(why), _) if known == Some(why) => {}
+                    (Err(why), _) => {
+                        changes.insert(shard.clone(), Some(Arc::clone(why)));
+                    }
+                    (Ok(found), Some(Some(known))) if found.supersedes(&known) => {
+                        advanced.push((shard.clone(), found.to_string()));
+                    }
+                    (Ok(_), Some(Some(_))) => {}
+                    (Ok(found), _) => {
+                        changes.insert(shard.clone(), Some(found.to_string().into()));
+                    }
+                }
+            }
+            for (shard, text) in advanced {
+                entries.place(&shard, text.into());
+            }
+            entries.replace(now, changes.into_iter().collect());
+        });
     }
 
-    /// Marks the positions of these shards as unreadable.
+    /// Marks the positions of these shards as unreadable, for these reasons.
     pub(super) fn mark_unreadable(&self, scope: &Scope, refused: HashMap<ShardId, Arc<str>>) {
-        self.with(scope, |ledger, now| ledger.mark_unreadable(now, refused));
+        let refused = refused.into_iter().map(|(shard, why)| (shard, Some(why)));
+        self.with(scope, |entries, now| entries.replace(now, refused.collect()));
+    }
+
+    /// Returns the saves that would be made now.
+    pub(super) fn accepted(&self, scope: &Scope, saves: &[FencedSave]) -> Vec<FencedSave> {
+        self.with(scope, |entries, _| {
+            saves.iter().filter(|save| entries.accepts(save)).cloned().collect()
+        })
+    }
+
+    /// Returns the stored position of a shard.
+    pub(super) fn position(&self, scope: &Scope, shard: &ShardId) -> Option<Arc<str>> {
+        self.with(scope, |entries, _| entries.position(shard).cloned())
     }
 
     /// Returns each position, or why it cannot be read.
     fn positions(&self, scope: &Scope) -> HashMap<ShardId, Result<Checkpoint>> {
-        let positions = self.with(scope, |ledger, _| ledger.positions()).into_iter();
-        positions
-            .map(|(shard, found)| {
-                (shard, found.map_err(|why| Error::new(ErrorKind::StoreCorrupt, &*why)))
-            })
-            .collect()
+        let position = |(shard, text): (&ShardId, &Arc<str>)| {
+            let found = parse(text).ok_or_else(|| self.corrupt(scope, shard, text));
+            (shard.clone(), found)
+        };
+        self.with(scope, |entries, _| entries.positions().map(position).collect())
     }
 
-    /// Returns true if any shard has an unreadable lease or position.
+    fn corrupt(&self, scope: &Scope, shard: &ShardId, text: &str) -> Error {
+        let key = EntryKey::Position(shard.clone());
+        Error::new(ErrorKind::StoreCorrupt, self.unreadable(scope, &key, text))
+    }
+
+    /// Returns true if any position cannot be read.
     pub(super) fn has_unreadable(&self, scope: &Scope) -> bool {
-        self.with(scope, |ledger, _| ledger.has_unreadable())
+        self.with(scope, |entries, _| entries.positions().any(|(_, text)| parse(text).is_none()))
     }
 
-    fn with<T>(&self, scope: &Scope, work: impl FnOnce(&mut Ledger, Duration) -> T) -> T {
+    fn with<T>(&self, scope: &Scope, work: impl FnOnce(&mut Entries, Duration) -> T) -> T {
         let now = self.clock.now();
-        let mut ledgers = self.ledgers.lock();
-        work(ledgers.entry(scope.clone()).or_default(), now)
+        let mut scopes = self.scopes.lock();
+        work(scopes.entry(scope.clone()).or_default(), now)
     }
 }
 
@@ -127,21 +177,21 @@ impl MemoryStore {
 impl MemoryStore {
     /// Creates an empty store whose clock shows `time` now.
     pub fn at(time: SystemTime) -> Self {
-        Self { ledgers: Arc::default(), clock: StoreClock::at(time) }
+        Self { scopes: Arc::default(), clock: StoreClock::at(time) }
     }
 
     /// Returns a separate store with a copy of the current contents, like a replica. Both share one
     /// clock.
     #[must_use]
     pub fn replica(&self) -> Self {
-        Self { ledgers: Arc::new(Mutex::new(self.copied())), clock: self.clock.clone() }
+        Self { scopes: Arc::new(Mutex::new(self.copied())), clock: self.clock.clone() }
     }
 
     /// Replaces the contents by a copy of those of `other`, as after a failover to a lagging
     /// replica or a restart without data.
     pub fn replace_with_copy_of(&self, other: &Self) {
         let copied = other.copied();
-        *self.ledgers.lock() = copied;
+        *self.scopes.lock() = copied;
     }
 
     /// Moves the clock by `millis` milliseconds, forwards or backwards.
@@ -152,17 +202,22 @@ impl MemoryStore {
     /// Makes the stored lease of a shard, or its stored position, unreadable until
     /// [`repair`](Self::repair) is called or a position is set.
     pub fn damage(&self, scope: &Scope, shard: &ShardId, is_lease: bool) {
-        self.with(scope, |ledger, _| ledger.damage(shard, is_lease));
+        let key = if is_lease { EntryKey::Lease } else { EntryKey::Position };
+        self.with(scope, |entries, _| entries.damage(key(shard.clone())));
     }
 
     /// Makes the lease and the position of a shard readable again, like an operator who corrects
     /// them by hand.
     pub fn repair(&self, scope: &Scope, shard: &ShardId) {
-        self.with(scope, |ledger, _| ledger.repair(shard));
+        self.with(scope, |entries, _| {
+            // The owner may have left since, or a new incarnation may have its name.
+            entries.repair(&EntryKey::Lease(shard.clone()), super::lease::without_owner);
+            entries.repair(&EntryKey::Position(shard.clone()), str::to_owned);
+        });
     }
 
-    fn copied(&self) -> HashMap<Scope, Ledger> {
-        self.ledgers.lock().clone()
+    fn copied(&self) -> HashMap<Scope, Entries> {
+        self.scopes.lock().clone()
     }
 }
 
@@ -170,11 +225,8 @@ impl MemoryStore {
 impl MemoryStore {
     /// Removes the stored positions of these shards.
     pub(super) fn forget(&self, scope: &Scope, checkpoints: &[(ShardId, Checkpoint)]) {
-        self.with(scope, |ledger, _| {
-            ledger
-                .checkpoints
-                .retain(|shard, _| checkpoints.iter().all(|(other, _)| other != shard));
-        });
+        let removed = checkpoints.iter().map(|(shard, _)| (shard.clone(), None));
+        self.with(scope, |entries, now| entries.replace(now, removed.collect()));
     }
 }
 
@@ -197,13 +249,20 @@ impl CheckpointStore for MemoryStore {
         scope: &'a Scope,
         checkpoints: &'a [(ShardId, Checkpoint)],
     ) -> BoxFuture<'a, Result<()>> {
-        let refused = self.with(scope, |ledger, _| {
+        let refused = self.with(scope, |entries, _| {
+            let mut refused = None;
             for (shard, checkpoint) in checkpoints {
-                ledger.save(shard, checkpoint);
+                match entries.position(shard).map(|text| (parse(text), text)) {
+                    Some((None, text)) => {
+                        refused = refused.or_else(|| Some(self.corrupt(scope, shard, text)));
+                    }
+                    Some((Some(stored), _)) if !checkpoint.supersedes(&stored) => {}
+                    _ => entries.place(shard, checkpoint.to_string().into()),
+                }
             }
-            checkpoints.iter().find_map(|(shard, _)| ledger.unreadable_position(shard))
+            refused
         });
-        ready(refused.map_or(Ok(()), |why| Err(Error::new(ErrorKind::StoreCorrupt, &*why)))).boxed()
+        ready(refused.map_or(Ok(()), Err)).boxed()
     }
 
     fn leases(self: Arc<Self>) -> Option<Arc<dyn LeaseStore>> {
@@ -215,29 +274,20 @@ impl LeaseStore for MemoryStore {
     fn exchange<'a>(
         &'a self,
         scope: &'a Scope,
-        request: &'a HeartbeatRequest,
-    ) -> BoxFuture<'a, Result<HeartbeatResponse>> {
-        ready(Ok(self.with(scope, |ledger, now| ledger.exchange(now, request)))).boxed()
+        exchange: &'a Exchange,
+    ) -> BoxFuture<'a, Result<Exchanged>> {
+        ready(Ok(self.with(scope, |entries, now| entries.exchange(now, exchange)))).boxed()
     }
 
     fn save_fenced<'a>(
         &'a self,
         scope: &'a Scope,
-        positions: &'a [FencedCheckpoint],
-    ) -> BoxFuture<'a, Result<Vec<SaveOutcome>>> {
-        ready(Ok(self.with(scope, |ledger, now| ledger.save_fenced(now, positions)))).boxed()
+        saves: &'a [FencedSave],
+    ) -> BoxFuture<'a, Result<Vec<FencedOutcome>>> {
+        ready(Ok(self.with(scope, |entries, _| entries.save_fenced(saves)))).boxed()
     }
+}
 
-    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<LeaseTable>> {
-        ready(Ok(self.with(scope, |ledger, now| ledger.table(now)))).boxed()
-    }
-
-    fn edit<'a>(
-        &'a self,
-        scope: &'a Scope,
-        edit: &'a AdminEdit,
-        if_leased: IfLeased,
-    ) -> BoxFuture<'a, Result<EditOutcome>> {
-        ready(Ok(self.with(scope, |ledger, now| ledger.edit(now, edit, if_leased)))).boxed()
-    }
+fn parse(text: &str) -> Option<Checkpoint> {
+    text.parse().ok()
 }

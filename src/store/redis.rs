@@ -14,7 +14,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use connection::{Connection, parse};
-use errors::{classify, classify_script_error, corrupt_value, shard_of, unsupported_format};
+use errors::{classify, corrupt_value, shard_of, unsupported_format};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use keys::{FORMAT, Key, Keys};
@@ -23,6 +23,7 @@ use redis::{FromRedisValue, RedisResult};
 use refusal::is_command_denied;
 use scripts::Scripts;
 
+use super::lease::FencedSave;
 use super::{CheckpointStore, LeaseStore, Scope};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
@@ -125,7 +126,10 @@ impl RedisStore {
         let store = Self::open(Target::server(server.clone()), address).await?;
         let information = store.information().await?;
         check(&information, &store.address)?;
-        if information.lines().all(|line| line.trim() != "redis_mode:cluster") {
+        // Valkey 8 has its own name for the mode.
+        let is_cluster =
+            |line: &str| matches!(line.trim(), "redis_mode:cluster" | "server_mode:cluster");
+        if !information.lines().any(is_cluster) {
             return Ok(store);
         }
         store.into_cluster_store(server).await
@@ -349,20 +353,38 @@ impl CheckpointStore for RedisStore {
         checkpoints: &'a [(ShardId, Checkpoint)],
     ) -> BoxFuture<'a, Result<()>> {
         async move {
-            if checkpoints.is_empty() {
-                return Ok(());
-            }
-            let keys = Keys::of(scope);
-            let mut call = self.scripts.save.prepare_invoke();
-            call.key(keys.of_part(Key::Format)).key(keys.of_part(Key::Checkpoints));
+            // The positions that are not saved yet, each with the text that the store may hold.
+            let mut due: Vec<(FencedSave, &Checkpoint)> = Vec::new();
             for (shard, checkpoint) in checkpoints {
-                call.arg(shard.as_str()).arg(checkpoint.to_string());
+                let text = checkpoint.to_string().into();
+                let save = FencedSave { shard: shard.clone(), epoch: 0, expected: None, text };
+                due.push((save, checkpoint));
             }
-            let mut connection = self.connection.clone();
-            let saved = call.invoke_async::<Option<String>>(&mut connection).await;
-            match saved.map_err(|error| classify_script_error(error, &self.address, &keys))? {
+            let mut damaged = None;
+            while !due.is_empty() {
+                let saves = due.iter().map(|(save, _)| (None, save)).collect();
+                let outcomes = self.save_texts(scope, saves).await?;
+                let mut rest = Vec::new();
+                for ((mut save, checkpoint), outcome) in due.into_iter().zip(outcomes) {
+                    let Some(stored) = outcome.position.filter(|_| !outcome.is_saved) else {
+                        continue;
+                    };
+                    match stored.parse::<Checkpoint>() {
+                        Ok(known) if !checkpoint.supersedes(&known) => {}
+                        Ok(_) => {
+                            save.expected = Some(stored);
+                            rest.push((save, checkpoint));
+                        }
+                        Err(_) => damaged = damaged.or(Some(save.shard)),
+                    }
+                }
+                due = rest;
+            }
+            match damaged {
                 None => Ok(()),
-                Some(shard) => Err(corrupt_value(&keys, Key::Checkpoints, &shard)),
+                Some(shard) => {
+                    Err(corrupt_value(&Keys::of(scope), Key::Checkpoints, shard.as_str()))
+                }
             }
         }
         .boxed()

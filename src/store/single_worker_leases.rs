@@ -1,6 +1,6 @@
 //! Leases for a store that keeps positions only: one worker reads every shard.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
@@ -9,8 +9,7 @@ use futures::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::lease::{
-    AdminEdit, Change, EditOutcome, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse,
-    IfLeased, LeaseStore, LeaseTable, SaveOutcome,
+    EntryChange, EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, LeaseStore, Step,
 };
 use super::{CheckpointStore, MemoryStore, Scope, with_timeout};
 use crate::checkpoint::Checkpoint;
@@ -52,31 +51,41 @@ impl SingleWorkerLeases {
         let stored = with_timeout(self.store.load_each(scope)).await?;
         let text = |error: Error| error.to_string().into();
         let stored = stored.into_iter().map(|(shard, found)| (shard, found.map_err(text)));
-        self.table.merge_loaded(scope, stored.collect());
+        self.table.merge_loaded(scope, &stored.collect());
         *self.lock() = Instant::now();
         self.loaded().insert(scope.clone());
         Ok(())
     }
 
     /// Stores the starting positions of shards before the shards are added. The first process that
-    /// stores a starting position pins it for all, so the stored positions are then loaded.
-    async fn store_starting_positions(&self, scope: &Scope, changes: &[Change]) -> Result<()> {
-        let pins: Vec<(ShardId, Checkpoint)> = changes
-            .iter()
-            .filter_map(|change| match change {
-                Change::Add { shard, checkpoint: Some(checkpoint), .. } => {
-                    Some((shard.clone(), checkpoint.clone()))
-                }
-                _ => None,
-            })
-            .collect();
+    /// stores a starting position pins it for all, so the stored positions are then loaded. Returns
+    /// the step that remains.
+    async fn store_starting_positions(&self, scope: &Scope, step: &Step) -> Result<Step> {
+        let start = |change: &EntryChange| match (&change.key, &change.expected, &change.text) {
+            (EntryKey::Position(shard), None, Some(text)) => {
+                Some((shard.clone(), text.parse().ok()?))
+            }
+            _ => None,
+        };
+        let pins: Vec<(ShardId, Checkpoint)> = step.entries.iter().filter_map(start).collect();
+        let mut rest = step.clone();
         if pins.is_empty() {
-            return Ok(());
+            return Ok(rest);
         }
         // If this future is dropped from here on, the stored positions are unknown.
         self.loaded().remove(scope);
         with_timeout(self.store.save(scope, &pins)).await?;
-        self.load(scope).await
+        self.load(scope).await?;
+        for change in rest.entries.iter_mut().filter(|change| start(change).is_some()) {
+            let EntryKey::Position(shard) = &change.key else { continue };
+            // Another position conflicts with the step.
+            let stored =
+                self.table.position(scope, shard).filter(|it| Some(it) == change.text.as_ref());
+            change.expected = stored;
+        }
+        // The load changes the version, but no other worker uses this table.
+        rest.version = None;
+        Ok(rest)
     }
 
     /// Saves positions. Returns the shards with a stored position that is unreadable and cannot be
@@ -111,43 +120,34 @@ impl SingleWorkerLeases {
     }
 
     /// Returns true if unreadable positions are due to be loaded again.
-    fn is_reload_due(&self, scope: &Scope, request: &HeartbeatRequest) -> bool {
+    fn is_reload_due(&self, scope: &Scope, exchange: &Exchange) -> bool {
         let is_due = self.lock().elapsed() >= RELOAD_INTERVAL;
-        is_due && request.known.is_none() && self.table.has_unreadable(scope)
+        is_due && exchange.known.is_none() && self.table.has_unreadable(scope)
     }
-}
-
-/// Returns each shard once, with its furthest position. A shard that was opened again may have
-/// positions of two epochs.
-fn furthest(positions: &[FencedCheckpoint]) -> Vec<(ShardId, Checkpoint)> {
-    let mut furthest: BTreeMap<&ShardId, &Checkpoint> = BTreeMap::new();
-    for FencedCheckpoint { shard, checkpoint, .. } in positions {
-        let known = furthest.entry(shard).or_insert(checkpoint);
-        if checkpoint.supersedes(known) {
-            *known = checkpoint;
-        }
-    }
-    furthest.into_iter().map(|(shard, checkpoint)| (shard.clone(), checkpoint.clone())).collect()
 }
 
 impl LeaseStore for SingleWorkerLeases {
     fn exchange<'a>(
         &'a self,
         scope: &'a Scope,
-        request: &'a HeartbeatRequest,
-    ) -> BoxFuture<'a, Result<HeartbeatResponse>> {
+        exchange: &'a Exchange,
+    ) -> BoxFuture<'a, Result<Exchanged>> {
         async move {
             let is_loaded = self.loaded().contains(scope);
-            if !is_loaded {
+            let is_read = exchange.known.is_none() && exchange.beats.is_empty();
+            if !is_loaded || is_read {
                 self.load(scope).await?;
-            } else if self.is_reload_due(scope, request)
+            } else if self.is_reload_due(scope, exchange)
                 && let Err(error) = self.load(scope).await
             {
                 // Not fatal: the other shards use the store only to save positions.
                 log_line!(debug, %error, "checkpoint reload failed");
             }
-            self.store_starting_positions(scope, &request.changes).await?;
-            self.table.exchange(scope, request).await
+            let step = match &exchange.step {
+                Some(step) => Some(self.store_starting_positions(scope, step).await?),
+                None => None,
+            };
+            self.table.exchange(scope, &Exchange { step, ..exchange.clone() }).await
         }
         .boxed()
     }
@@ -155,58 +155,26 @@ impl LeaseStore for SingleWorkerLeases {
     fn save_fenced<'a>(
         &'a self,
         scope: &'a Scope,
-        positions: &'a [FencedCheckpoint],
-    ) -> BoxFuture<'a, Result<Vec<SaveOutcome>>> {
+        saves: &'a [FencedSave],
+    ) -> BoxFuture<'a, Result<Vec<FencedOutcome>>> {
         async move {
-            let refused = self.save(scope, &furthest(positions)).await?;
-            if !refused.is_empty() {
-                self.table.mark_unreadable(scope, refused);
-                *self.lock() = Instant::now();
+            let accepted = self.table.accepted(scope, saves).into_iter();
+            let position = |save: FencedSave| Some((save.shard, save.text.parse().ok()?));
+            let positions: Vec<_> = accepted.filter_map(position).collect();
+            if !positions.is_empty() {
+                let refused = self.save(scope, &positions).await?;
+                if !refused.is_empty() {
+                    self.table.mark_unreadable(scope, refused);
+                    *self.lock() = Instant::now();
+                }
             }
-            self.table.save_fenced(scope, positions).await
+            self.table.save_fenced(scope, saves).await
         }
         .boxed()
     }
 
-    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<LeaseTable>> {
-        async move {
-            self.load(scope).await?;
-            self.table.table(scope).await
-        }
-        .boxed()
-    }
-
-    fn edit<'a>(
-        &'a self,
-        scope: &'a Scope,
-        edit: &'a AdminEdit,
-        if_leased: IfLeased,
-    ) -> BoxFuture<'a, Result<EditOutcome>> {
-        // Positions in such a store only advance; moving one back requires a change in the store
-        // itself.
-        let _ = (scope, edit, if_leased);
-        async move { Err(super::leases_unsupported()) }.boxed()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn furthest_returns_each_shard_once_with_furthest_position() {
-        let after = |number: &str| Checkpoint::AfterSequenceNumber {
-            sequence_number: number.parse().unwrap(),
-            sub_sequence_number: None,
-        };
-        let shard: ShardId = "shardId-000000000000".parse().unwrap();
-        let fenced =
-            |epoch, checkpoint| FencedCheckpoint { shard: shard.clone(), epoch, checkpoint };
-        for positions in [
-            [fenced(1, after("23")), fenced(2, Checkpoint::ShardEnd)],
-            [fenced(1, Checkpoint::ShardEnd), fenced(2, after("23"))],
-        ] {
-            assert_eq!(furthest(&positions), [(shard.clone(), Checkpoint::ShardEnd)]);
-        }
+    fn unreadable(&self, _scope: &Scope, _key: &EntryKey, text: &str) -> String {
+        // The text is the reason.
+        text.to_owned()
     }
 }

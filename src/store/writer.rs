@@ -61,7 +61,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::{LeaseStore, Scope};
+use super::Scope;
+use super::lease::Leases;
 use crate::checkpoint::Checkpoint;
 use crate::close_signal::CloseSignal;
 use crate::error::{Error, Result};
@@ -95,7 +96,7 @@ pub(crate) struct Writer {
 
 #[derive(Debug)]
 struct WriterShared {
-    store: Arc<dyn LeaseStore>,
+    leases: Leases,
     scope: Scope,
     flush: FlushConfig,
     telemetry: Telemetry,
@@ -141,13 +142,13 @@ struct Pending {
 impl Writer {
     /// Starts the task on the caller's runtime.
     pub(crate) fn spawn(
-        store: Arc<dyn LeaseStore>,
+        leases: Leases,
         scope: Scope,
         flush: FlushConfig,
         telemetry: Telemetry,
     ) -> Self {
         let shared = Arc::new(WriterShared {
-            store,
+            leases,
             scope,
             flush,
             telemetry,

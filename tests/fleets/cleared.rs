@@ -6,7 +6,7 @@
 use std::time::UNIX_EPOCH;
 
 use fastrand::Rng;
-use kinestream::store::lease::{AdminEdit, Lease, LeaseTable};
+use kinestream::store::lease::{Lease, LeaseTable};
 use kinestream::{Checkpoint, ShardId};
 
 use crate::link::WorkerState;
@@ -43,9 +43,7 @@ fn clear(facts: &mut Facts) {
     let plan = Scene::new(&mut rng).plan(&mut rng);
     facts.add_worker(WorkerState::new("w0".to_owned(), &plan));
     facts.put(0, "1".parse().expect("a valid sequence number"), UNIX_EPOCH);
-    let mut read = Lease::default();
-    read.epoch = BEFORE;
-    facts.check_edit(0, &AdminEdit::Clear, &table(0, Some(read)), &table(CLEARED, None));
+    facts.check_cleared(0, &table(CLEARED, None));
 }
 
 #[test]
@@ -53,9 +51,8 @@ fn position_set_after_a_clear_keeps_old_epochs_over() {
     let truth = Truth::new(1);
     let mut facts = truth.lock();
     clear(&mut facts);
-    let edit = AdminEdit::Set { positions: vec![(shard(), Checkpoint::TrimHorizon)] };
     let after = table(CLEARED, Some(only_position()));
-    facts.check_edit(0, &edit, &table(CLEARED, None), &after);
+    facts.check_set(&shard(), &Checkpoint::TrimHorizon, &table(CLEARED, None), &after);
     facts.finish(Place { shard: 0, number: 0, epoch: BEFORE });
     assert!(
         !facts.shards[0].is_finished(),

@@ -9,10 +9,7 @@ use fastrand::Rng;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kinestream::store::Scope;
-use kinestream::store::lease::{
-    AdminEdit, EditOutcome, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, IfLeased,
-    LeaseStore, LeaseTable, SaveOutcome,
-};
+use kinestream::store::lease::{Exchange, Exchanged, FencedOutcome, FencedSave, LeaseStore};
 use kinestream::{Checkpoint, CheckpointStore, Error, ErrorKind, MemoryStore, Result, ShardId};
 use tokio::task::JoinHandle;
 
@@ -140,29 +137,16 @@ impl LeaseStore for CrashingStore {
     fn exchange<'a>(
         &'a self,
         scope: &'a Scope,
-        request: &'a HeartbeatRequest,
-    ) -> BoxFuture<'a, Result<HeartbeatResponse>> {
-        self.carry_out(async { self.stored.exchange(scope, request).await }).boxed()
+        exchange: &'a Exchange,
+    ) -> BoxFuture<'a, Result<Exchanged>> {
+        self.carry_out(async { self.stored.exchange(scope, exchange).await }).boxed()
     }
 
     fn save_fenced<'a>(
         &'a self,
         scope: &'a Scope,
-        positions: &'a [FencedCheckpoint],
-    ) -> BoxFuture<'a, Result<Vec<SaveOutcome>>> {
-        self.carry_out(async { self.stored.save_fenced(scope, positions).await }).boxed()
-    }
-
-    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<LeaseTable>> {
-        self.carry_out(async { self.stored.table(scope).await }).boxed()
-    }
-
-    fn edit<'a>(
-        &'a self,
-        scope: &'a Scope,
-        edit: &'a AdminEdit,
-        if_leased: IfLeased,
-    ) -> BoxFuture<'a, Result<EditOutcome>> {
-        self.carry_out(async move { self.stored.edit(scope, edit, if_leased).await }).boxed()
+        saves: &'a [FencedSave],
+    ) -> BoxFuture<'a, Result<Vec<FencedOutcome>>> {
+        self.carry_out(async { self.stored.save_fenced(scope, saves).await }).boxed()
     }
 }

@@ -6,10 +6,11 @@ use std::task::{Context, Poll, ready};
 
 use futures::{FutureExt, Stream, StreamExt};
 use kinestream::store::Scope;
-use kinestream::store::lease::{LeaseStore, LeaseTable};
+use kinestream::store::lease::LeaseTable;
 use kinestream::{CheckpointOn, MemoryStore, Record, Result, ShardId, ShardOrdering};
 
 use crate::events::EventChecker;
+use crate::lease_access::LeaseAccess;
 use crate::merged::Merged;
 use crate::truth::{Place, Truth};
 

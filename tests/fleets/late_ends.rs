@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use kinestream::Checkpoint;
-use kinestream::store::lease::{FencedCheckpoint, SaveOutcome};
+use kinestream::store::lease::{FencedOutcome, FencedSave};
 use tokio::time::sleep;
 
 use crate::link::Condition;
@@ -62,9 +62,10 @@ impl World {
 
 impl SimulatedStore {
     /// Delays the response to a save that has stored the end of a shard, if one is to be late.
-    pub(crate) async fn delay_end(&self, saved: &[FencedCheckpoint], outcomes: &[SaveOutcome]) {
-        let is_stored = |(position, outcome): (&FencedCheckpoint, &SaveOutcome)| {
-            position.checkpoint == Checkpoint::ShardEnd && *outcome == SaveOutcome::Saved
+    pub(crate) async fn delay_end(&self, saved: &[FencedSave], outcomes: &[FencedOutcome]) {
+        let is_stored = |(save, outcome): (&FencedSave, &FencedOutcome)| {
+            save.text.parse().is_ok_and(|it: Checkpoint| it == Checkpoint::ShardEnd)
+                && outcome.is_saved
         };
         if !saved.iter().zip(outcomes).any(is_stored) {
             return;

@@ -13,7 +13,6 @@ use std::time::{Duration, UNIX_EPOCH};
 use fastrand::Rng;
 use futures::StreamExt;
 use kinestream::store::Scope;
-use kinestream::store::lease::LeaseStore;
 use kinestream::testing::{Kinesis, Outcome, Shard, WallClock};
 use kinestream::{
     CheckpointOn, Consumer, MemoryStore, ShardPosition, StartingPosition, WireFormat,
@@ -21,6 +20,7 @@ use kinestream::{
 use tokio::time::sleep;
 
 use crate::crashing_store::{CrashingStore, CrashingWorker};
+use crate::lease_access::LeaseAccess;
 use crate::seeds::{SeedResult, pick};
 use crate::truth::Promise;
 use crate::wire::Wire;

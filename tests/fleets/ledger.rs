@@ -1,10 +1,10 @@
 //! Checks the changes that calls of workers and operators make to the store.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kinestream::store::lease::{
-    AdminEdit, Change, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, Lease, LeaseTable,
-    SaveOutcome,
+    EntryChange, EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, Lease, LeaseTable, Step,
 };
 use kinestream::{Checkpoint, ShardId};
 use tokio::time::Instant;
@@ -19,22 +19,21 @@ const LONG_REACHABLE: Duration = Duration::from_secs(50);
 const UNSAVED_BEFORE_RELEASE: Duration = Duration::from_millis(200);
 
 impl Facts {
-    /// Checks a heartbeat of a worker after it was carried out.
+    /// Checks an exchange of a worker or an operator after it was carried out.
     pub(crate) fn check_exchange(
         &mut self,
         worker: usize,
-        request: &HeartbeatRequest,
-        answer: &HeartbeatResponse,
+        exchange: &Exchange,
+        answer: &Exchanged,
         before: &LeaseTable,
         after: &LeaseTable,
     ) {
         let name = self.workers[worker].name.clone();
-        let leaving = if request.leaving { ", leaving" } else { "" };
+        let step = exchange.step.as_ref().map_or(&[][..], |step| &step.entries);
         self.log(format_args!(
-            "{name} sends a heartbeat{leaving}: {:?}, {} {:?}",
-            answer.membership,
-            if answer.applied { "applied" } else { "not applied" },
-            request.changes
+            "{name} makes an exchange of {} beats, {} {step:?}",
+            exchange.beats.len(),
+            if answer.is_made { "made" } else { "not made" },
         ));
         if before.version != after.version {
             let leases: Vec<_> = after
@@ -48,23 +47,31 @@ impl Facts {
             let workers: Vec<_> = after.workers.keys().collect();
             self.log(format_args!("the lease table of workers {workers:?}: {leases:?}"));
         }
-        if answer.applied {
-            self.check_releases(worker, request, before);
+        if after.cleared > before.cleared && answer.is_made {
+            return self.check_cleared(worker, after);
         }
+        if let Some(step) = exchange
+            .step
+            .as_ref()
+            .filter(|step| answer.is_made && exchange.beats.is_empty() && is_edit(step))
+        {
+            return self.check_edit(worker, step, before, after);
+        }
+        self.check_releases(worker, before, after);
         self.check_tables(before, after);
     }
 
     /// Checks the shards that a worker releases.
-    fn check_releases(&mut self, worker: usize, request: &HeartbeatRequest, before: &LeaseTable) {
-        let released = |change: &Change| match change {
-            Change::Release { shard, epoch } => Some((shard.clone(), *epoch)),
-            _ => None,
-        };
-        let released: Vec<_> = request.changes.iter().filter_map(released).collect();
-        let own = |lease: &&Lease| lease.owner.as_ref() == Some(&request.worker);
+    fn check_releases(&mut self, worker: usize, before: &LeaseTable, after: &LeaseTable) {
+        let name: std::sync::Arc<str> = self.workers[worker].name.as_str().into();
+        let is_leaving = before.workers.contains_key(&name) && !after.workers.contains_key(&name);
+        let own = |lease: &&Lease| lease.owner.as_ref() == Some(&name);
         for (shard, lease) in before.leases.iter().filter(|(_, lease)| own(lease)) {
-            let is_released = released.contains(&(shard.clone(), lease.epoch));
-            if !is_released && !request.leaving {
+            let is_released = after.leases.get(shard).is_some_and(|it| {
+                let is_free = it.owner.is_none() && it.epoch == lease.epoch && !it.is_finished();
+                is_free || it.owner == lease.next_owner && it.epoch > lease.epoch
+            });
+            if !is_released {
                 continue;
             }
             let place = (index_of(shard), lease.epoch);
@@ -72,7 +79,7 @@ impl Facts {
             delivered.released.get_or_insert_with(Instant::now);
             let is_unfinished = !delivered.is_dropped && delivered.finished.contains(&None);
             let Some(patience) = self.workers[worker].patience else { continue };
-            if request.leaving || !is_unfinished || self.lost_data {
+            if is_leaving || !is_unfinished || self.lost_data {
                 continue;
             }
             match self.handoffs.get(&place) {
@@ -124,53 +131,36 @@ impl Facts {
     }
 
     /// Checks the result of a save of positions by a worker.
-    pub(crate) fn check_save(
+    pub(crate) fn check_saves(
         &mut self,
         worker: usize,
-        positions: &[FencedCheckpoint],
-        verdicts: &[SaveOutcome],
+        saves: &[FencedSave],
+        outcomes: &[FencedOutcome],
         before: &LeaseTable,
         after: &LeaseTable,
     ) {
-        for (FencedCheckpoint { shard, epoch, checkpoint, .. }, verdict) in
-            positions.iter().zip(verdicts)
-        {
+        for (save, outcome) in saves.iter().zip(outcomes) {
+            let FencedSave { shard, epoch, text, .. } = save;
             let name = self.workers[worker].name.clone();
+            let result = if outcome.is_saved { "saved" } else { "not saved" };
             self.log(format_args!(
-                "{name} saves {} in epoch {epoch}: {checkpoint}: {verdict:?}",
+                "{name} saves {} in epoch {epoch}: {text}: {result}",
                 index_of(shard)
             ));
-            if *checkpoint == Checkpoint::ShardEnd && *verdict != SaveOutcome::Lost {
+            if outcome.is_saved && **text == *"SHARD_END" {
                 self.saved_ends.insert((index_of(shard), *epoch));
             }
             let known = before.leases.get(shard);
-            if known.is_some_and(|lease| lease.unreadable.is_some()) {
-                if *verdict != SaveOutcome::Unreadable {
-                    self.breaks(
-                        Promise::Damaged,
-                        format_args!("{name} saves {shard}, which cannot be read"),
-                    );
-                }
-                continue;
+            if known.is_some_and(|lease| lease.unreadable.is_some()) && outcome.is_saved {
+                self.breaks(
+                    Promise::Damaged,
+                    format_args!("{name} saves {shard}, which cannot be read"),
+                );
             }
-            let is_cleared = before.cleared > 0 && *epoch <= before.cleared;
-            let is_superseded = is_cleared || known.is_some_and(|lease| lease.epoch > *epoch);
-            let changed = known.map(|lease| &lease.checkpoint)
-                != after.leases.get(shard).map(|lease| &lease.checkpoint);
-            // The position of a later epoch of the shard may be saved in the same call.
-            let is_alone = positions.iter().filter(|position| position.shard == *shard).count() < 2;
-            if is_superseded && (*verdict != SaveOutcome::Lost || changed && is_alone) {
+            if known.is_none_or(|lease| lease.epoch != *epoch) && outcome.is_saved {
                 self.breaks(
                     Promise::NoZombies,
                     format_args!("{name} saves {shard} in epoch {epoch}, which is over"),
-                );
-            }
-            if !is_superseded && *verdict != SaveOutcome::Saved && !self.lost_data {
-                self.breaks(
-                    Promise::NoZombies,
-                    format_args!(
-                        "the save of {shard} by {name} in epoch {epoch} returns {verdict:?}"
-                    ),
                 );
             }
         }
@@ -241,35 +231,30 @@ impl Facts {
 
     /// Checks an edit of positions: records that were finished before no longer count, and skipped
     /// records count as finished.
-    pub(crate) fn check_edit(
-        &mut self,
-        worker: usize,
-        edit: &AdminEdit,
-        before: &LeaseTable,
-        after: &LeaseTable,
-    ) {
+    fn check_edit(&mut self, worker: usize, step: &Step, before: &LeaseTable, after: &LeaseTable) {
         let name = self.workers[worker].name.clone();
-        self.log(format_args!("{name} edits: {edit:?}"));
+        self.log(format_args!("{name} edits positions"));
         self.moves += 1;
-        match edit {
-            AdminEdit::Set { positions } => {
-                for (id, checkpoint) in positions {
-                    self.damaged.remove(&index_of(id));
-                    self.check_set(id, checkpoint, before, after);
-                }
-            }
-            AdminEdit::Clear => {
-                self.cleared = after.cleared;
-                self.damaged.clear();
-                for shard in 0..self.shards.len() {
-                    self.move_to(shard, 0, after.cleared + 1);
-                }
-            }
-            _ => unreachable!("an edit without an oracle: {edit:?}"),
+        let shards: BTreeSet<&ShardId> = step.entries.iter().filter_map(shard_of).collect();
+        for id in shards {
+            self.damaged.remove(&index_of(id));
+            let checkpoint = after.leases[id].checkpoint.clone();
+            self.check_set(id, &checkpoint.expect("an edit sets positions"), before, after);
         }
     }
 
-    fn check_set(
+    pub(crate) fn check_cleared(&mut self, worker: usize, after: &LeaseTable) {
+        let name = self.workers[worker].name.clone();
+        self.log(format_args!("{name} clears the positions"));
+        self.moves += 1;
+        self.cleared = after.cleared;
+        self.damaged.clear();
+        for shard in 0..self.shards.len() {
+            self.move_to(shard, 0, after.cleared + 1);
+        }
+    }
+
+    pub(crate) fn check_set(
         &mut self,
         id: &ShardId,
         checkpoint: &Checkpoint,
@@ -348,4 +333,26 @@ impl Facts {
             );
         }
     }
+}
+
+/// Returns true if a step is that of an operator: it sets positions. A worker that does so renews,
+/// leaves, or depends on the head: its store has lost the epoch.
+fn is_edit(step: &Step) -> bool {
+    let is_set = |change: &EntryChange| shard_of(change).is_some_and(|id| !is_mark(id));
+    let is_workers = |key: &EntryKey| matches!(key, EntryKey::Head | EntryKey::Worker(_));
+    step.entries.iter().any(is_set)
+        && !step.entries.iter().any(|change| is_workers(&change.key))
+        && step.version.is_some()
+}
+
+fn shard_of(change: &EntryChange) -> Option<&ShardId> {
+    match &change.key {
+        EntryKey::Lease(id) | EntryKey::Position(id) => Some(id),
+        _ => None,
+    }
+}
+
+/// Returns true for the id of a mark of the migration to an ARN.
+fn is_mark(id: &ShardId) -> bool {
+    id.as_str().starts_with("positions-")
 }

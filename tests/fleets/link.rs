@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use kinestream::store::lease::{HeartbeatResponse, Membership};
+use kinestream::store::lease::{EntryKey, Exchange, Exchanged, LeaseTable};
 use kinestream::testing::WallClock;
 use tokio::time::Instant;
 
@@ -212,21 +212,34 @@ impl Facts {
         }
     }
 
-    /// Registers the response to a heartbeat that the worker sent at this time.
+    /// Registers the response to an exchange that the worker sent at this time. `after` is the table
+    /// after the exchange.
     pub(crate) fn note_heartbeat(
         &mut self,
         worker: usize,
         sent: (Instant, SystemTime),
-        response: &HeartbeatResponse,
+        exchange: &Exchange,
+        answer: &Exchanged,
+        after: &LeaseTable,
     ) {
-        if let Some(table) = &response.table {
+        if answer.is_whole || exchange.known != Some(answer.version) {
             self.workers[worker].known_epochs =
-                table.leases.iter().map(|(shard, lease)| (index_of(shard), lease.epoch)).collect();
-            let unreadable = table.leases.iter().filter(|(_, lease)| lease.unreadable.is_some());
-            self.workers[worker].unreadable =
-                unreadable.map(|(shard, _)| index_of(shard)).collect();
+                after.leases.iter().map(|(shard, lease)| (index_of(shard), lease.epoch)).collect();
         }
-        if response.membership != Membership::Occupied {
+        let unreadable = &mut self.workers[worker].unreadable;
+        if answer.is_whole {
+            unreadable.clear();
+        }
+        for (key, _) in &answer.entries {
+            let (EntryKey::Lease(id) | EntryKey::Position(id)) = key else { continue };
+            if after.leases.get(id).is_some_and(|lease| lease.unreadable.is_some()) {
+                unreadable.insert(index_of(id));
+            } else {
+                unreadable.remove(&index_of(id));
+            }
+        }
+        let name = self.workers[worker].name.clone();
+        if exchange.beats.iter().any(|beat| *beat.worker == *name) {
             let (at, wall) = sent;
             let state = &mut self.workers[worker];
             state.valid = Some((at + state.lease_duration, wall + state.lease_duration));

@@ -33,6 +33,8 @@ mod inline;
 mod jobs;
 mod late_ends;
 mod latest;
+#[path = "../support/lease_access.rs"]
+mod lease_access;
 mod ledger;
 #[path = "../support/left_running.rs"]
 mod left_running;

@@ -12,7 +12,6 @@ use std::time::{Duration, UNIX_EPOCH};
 use fastrand::Rng;
 use futures::StreamExt;
 use kinestream::store::Scope;
-use kinestream::store::lease::LeaseStore;
 use kinestream::testing::{Kinesis, Stream, WallClock};
 use kinestream::{
     Checkpoint, CheckpointStore, Consumer, ErrorKind, MemoryStore, SequenceNumber, ShardId,
@@ -22,6 +21,7 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use crate::crashing_store::CrashingStore;
+use crate::lease_access::LeaseAccess;
 use crate::seeds::{SeedResult, pick};
 use crate::truth::Promise;
 use crate::wire::Wire;

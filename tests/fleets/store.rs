@@ -9,12 +9,12 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use kinestream::store::Scope;
 use kinestream::store::lease::{
-    AdminEdit, EditOutcome, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, IfLeased,
-    LeaseStore, LeaseTable, SaveOutcome,
+    Exchange, Exchanged, FencedOutcome, FencedSave, LeaseStore, LeaseTable,
 };
 use kinestream::{Checkpoint, CheckpointStore, Error, ErrorKind, MemoryStore, Result, ShardId};
 use tokio::time::{Instant, sleep};
 
+use crate::lease_access::LeaseAccess;
 use crate::link::Condition;
 use crate::panics::{Panics, Part};
 use crate::truth::Truth;
@@ -77,6 +77,18 @@ impl SimulatedStore {
         self.truth.lock().condition(self.worker)
     }
 
+    /// Reads the store under the conditions of the connection. A reading call neither panics nor
+    /// loses its answer.
+    async fn observe(&self, scope: &Scope, exchange: &Exchange) -> Result<Exchanged> {
+        match self.condition() {
+            Condition::Late(time) | Condition::Slow(time) => sleep(time).await,
+            Condition::Down => return Err(unavailable("no connection")),
+            Condition::Hangs => pending().await,
+            Condition::Healthy | Condition::Forgetful => {}
+        }
+        self.stored.exchange(scope, exchange).await
+    }
+
     async fn table_now(&self, scope: &Scope) -> LeaseTable {
         self.stored.table(scope).await.expect("the memory store never fails")
     }
@@ -84,40 +96,25 @@ impl SimulatedStore {
     async fn carry_out(
         &self,
         scope: &Scope,
-        request: &HeartbeatRequest,
-    ) -> Result<HeartbeatResponse> {
+        exchange: &Exchange,
+    ) -> Result<(Exchanged, LeaseTable)> {
         let before = self.table_now(scope).await;
-        let response = self.stored.exchange(scope, request).await?;
+        let answer = self.stored.exchange(scope, exchange).await?;
         let after = self.table_now(scope).await;
-        self.truth.lock().check_exchange(self.worker, request, &response, &before, &after);
-        Ok(response)
+        self.truth.lock().check_exchange(self.worker, exchange, &answer, &before, &after);
+        Ok((answer, after))
     }
 
-    async fn carry_out_save(
+    async fn carry_out_saves(
         &self,
         scope: &Scope,
-        positions: &[FencedCheckpoint],
-    ) -> Result<Vec<SaveOutcome>> {
+        saves: &[FencedSave],
+    ) -> Result<Vec<FencedOutcome>> {
         let before = self.table_now(scope).await;
-        let verdicts = self.stored.save_fenced(scope, positions).await?;
+        let outcomes = self.stored.save_fenced(scope, saves).await?;
         let after = self.table_now(scope).await;
-        self.truth.lock().check_save(self.worker, positions, &verdicts, &before, &after);
-        Ok(verdicts)
-    }
-
-    async fn carry_out_edit(
-        &self,
-        scope: &Scope,
-        edit: &AdminEdit,
-        if_leased: IfLeased,
-    ) -> Result<EditOutcome> {
-        let before = self.table_now(scope).await;
-        let outcome = self.stored.edit(scope, edit, if_leased).await?;
-        if outcome == EditOutcome::Applied {
-            let after = self.table_now(scope).await;
-            self.truth.lock().check_edit(self.worker, edit, &before, &after);
-        }
-        Ok(outcome)
+        self.truth.lock().check_saves(self.worker, saves, &outcomes, &before, &after);
+        Ok(outcomes)
     }
 }
 
@@ -159,16 +156,26 @@ impl LeaseStore for SimulatedStore {
     fn exchange<'a>(
         &'a self,
         scope: &'a Scope,
-        request: &'a HeartbeatRequest,
-    ) -> BoxFuture<'a, Result<HeartbeatResponse>> {
+        exchange: &'a Exchange,
+    ) -> BoxFuture<'a, Result<Exchanged>> {
         async move {
-            self.note_task();
+            if exchange.beats.is_empty() && exchange.step.is_none() {
+                return self.observe(scope, exchange).await;
+            }
+            if !exchange.beats.is_empty() {
+                self.note_task();
+            }
             let sent = (Instant::now(), self.truth.lock().workers[self.worker].wall.now());
-            let (store, scope, request) = (self.clone(), scope.clone(), request.clone());
-            let response =
-                self.reach(async move { store.carry_out(&scope, &request).await }).await?;
-            self.truth.lock().note_heartbeat(self.worker, sent, &response);
-            Ok(response)
+            let mut store = self.clone();
+            if exchange.beats.is_empty() {
+                // A panic is returned to the caller of an edit and not reported as an event.
+                store.panics = self.panics.of_one();
+            }
+            let (carrier, scope, request) = (store.clone(), scope.clone(), exchange.clone());
+            let call = async move { carrier.carry_out(&scope, &request).await };
+            let (answer, after) = store.reach(call).await?;
+            self.truth.lock().note_heartbeat(self.worker, sent, exchange, &answer, &after);
+            Ok(answer)
         }
         .boxed()
     }
@@ -176,32 +183,15 @@ impl LeaseStore for SimulatedStore {
     fn save_fenced<'a>(
         &'a self,
         scope: &'a Scope,
-        positions: &'a [FencedCheckpoint],
-    ) -> BoxFuture<'a, Result<Vec<SaveOutcome>>> {
-        let (store, scope, saved) = (self.clone(), scope.clone(), positions.to_vec());
-        let call = async move { store.carry_out_save(&scope, &saved).await };
+        saves: &'a [FencedSave],
+    ) -> BoxFuture<'a, Result<Vec<FencedOutcome>>> {
+        let (store, scope, sent) = (self.clone(), scope.clone(), saves.to_vec());
+        let call = async move { store.carry_out_saves(&scope, &sent).await };
         async move {
             let outcomes = self.reach(call).await?;
-            self.delay_end(positions, &outcomes).await;
+            self.delay_end(saves, &outcomes).await;
             Ok(outcomes)
         }
         .boxed()
-    }
-
-    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<LeaseTable>> {
-        self.stored.table(scope)
-    }
-
-    fn edit<'a>(
-        &'a self,
-        scope: &'a Scope,
-        edit: &'a AdminEdit,
-        if_leased: IfLeased,
-    ) -> BoxFuture<'a, Result<EditOutcome>> {
-        // A panic is returned to the caller of the edit and not reported as an event.
-        let store = Self { panics: self.panics.of_one(), ..self.clone() };
-        let (carrier, scope, edit) = (store.clone(), scope.clone(), edit.clone());
-        let call = async move { carrier.carry_out_edit(&scope, &edit, if_leased).await };
-        async move { store.reach(call).await }.boxed()
     }
 }

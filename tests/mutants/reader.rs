@@ -308,15 +308,15 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a panic in the store is not reported",
         file: "store/guarded_store.rs",
-        right: "self.telemetry.emit(Event::TaskRestarted { task, shard_id: None, message });",
-        wrong: "let _ = (&self.telemetry, Event::TaskRestarted { task, shard_id: None, message });",
+        right: "tasks.telemetry.emit(Event::TaskRestarted { task, shard_id: None, message });",
+        wrong: "let _ = (&tasks.telemetry, Event::TaskRestarted { task, shard_id: None, message });",
         breaks: &["PanicsAreReported"],
     },
     Mistake {
         what: "a panicking save counts as a success",
         file: "store/writer/save.rs",
-        right: "with_timeout(self.store.save_fenced(&self.scope, &positions)).await?",
-        wrong: "match with_timeout(self.store.save_fenced(&self.scope, &positions)).await {\n Err(error) \
+        right: "with_timeout(self.leases.save_fenced(&positions)).await?",
+        wrong: "match with_timeout(self.leases.save_fenced(&positions)).await {\n Err(error) \
                 if error.to_string().contains(\"panicked\") => vec![SaveOutcome::Saved; positions.len()],\n \
                 saved => saved? }",
         breaks: &["FewRepeats", "EndsAreKept"],
@@ -498,7 +498,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "a restored lease lacks the start of its shard",
-        file: "store/lease/ledger.rs",
+        file: "store/lease/rules.rs",
         right: "Lease { owner, next_owner, checkpoint: None, ..known.clone() }",
         wrong: "Lease { owner, next_owner, checkpoint: None, start: None, ..known.clone() }",
         breaks: &["LossesAreReported", "NothingIsLost"],
@@ -516,13 +516,6 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         right: "if is_replaced { LIFE_AFTER_REPLACEMENT }",
         wrong: "if is_replaced { ITERATOR_LIFE }",
         breaks: &["LossesAreReported"],
-    },
-    Mistake {
-        what: "changes that move no lease mark the table as balanced",
-        file: "fleet/exchange.rs",
-        right: "changes.iter().any(moves)\n",
-        wrong: "changes.iter().any(moves) || true\n",
-        breaks: &["NothingIsLost", "Progress", "UnreadAreReleased"],
     },
     Mistake {
         what: "a closed shard with a permanently failing listing keeps its lease",
@@ -593,12 +586,5 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         right: "if !self.fetch_state.precedes_start(reached) {",
         wrong: "if !self.fetch_state.precedes_start(reached) || lag > 0 {",
         breaks: &["NotBeforeTheStart"],
-    },
-    Mistake {
-        what: "an event without records ends a reported loss",
-        file: "source/retention.rs",
-        right: "(retention.added, retention.approached) = (None, None);",
-        wrong: "(retention.added, retention.read_until, retention.approached) = (None, None, None);",
-        breaks: &["LossesAreReported"],
     },
 ];

@@ -69,15 +69,6 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         ],
     },
     Mistake {
-        what: "the end of a shard that the store has confirmed and lost is not restored",
-        file: "fleet/worker.rs",
-        right: "holding.is_end_saved = true;",
-        wrong: "holding.is_end_saved = false;",
-        breaks: &[
-            "store::shard_ends::end_of_a_shard_that_the_store_has_confirmed_and_lost_is_restored",
-        ],
-    },
-    Mistake {
         what: "the memory of a response is released when it is decoded",
         file: "source/get_records.rs",
         right: "let space = memory.keep(response.memory());",

@@ -26,9 +26,9 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "no call detects a lost key",
-        file: "store/redis/ledger.lua",
-        right: "if #listed == 0 or redis.call('EXISTS', unpack(listed)) == #listed then",
-        wrong: "if true then",
+        file: "store/redis/exchange.lua",
+        right: "if generation and count_keys(listed) < 0 then",
+        wrong: "if false then",
         breaks: &["notices_loss"],
     },
 ];

@@ -7,6 +7,8 @@
 mod gated;
 #[path = "../support/inline.rs"]
 mod inline;
+#[path = "../support/lease_access.rs"]
+mod lease_access;
 #[path = "../support/listening.rs"]
 mod listening;
 #[path = "../support/raw_waker.rs"]

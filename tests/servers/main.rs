@@ -14,6 +14,8 @@ mod certificates;
 mod ferrokinesis_server;
 #[path = "../support/free_port.rs"]
 mod free_port;
+#[path = "../support/lease_access.rs"]
+mod lease_access;
 #[path = "../support/listening.rs"]
 mod listening;
 #[cfg(feature = "testing")]

@@ -6,12 +6,13 @@ use std::time::Duration;
 use kinestream::store::CheckpointStore;
 use kinestream::store::lease::{
     AdminEdit, Change, EditOutcome, FencedCheckpoint, HeartbeatRequest, IfLeased, Lease,
-    LeaseStore, LeaseTable, Membership, SaveOutcome,
+    LeaseTable, Membership, SaveOutcome,
 };
 use kinestream::{ErrorKind, RedisStore};
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 
+use crate::lease_access::LeaseAccess;
 use crate::redis_server::RedisServer;
 use crate::redis_store::{after, raw, scope, shard};
 
@@ -42,8 +43,8 @@ async fn exchange_with(
 ) -> (Membership, LeaseTable) {
     let mut request = HeartbeatRequest::new(worker, 7, lease_duration);
     (request.capacity, request.changes) = (7, changes);
-    let answer = store.exchange(&scope(), &request).await.unwrap();
-    (answer.membership, answer.table.unwrap())
+    let answer = store.heartbeat(&scope(), &request).await.unwrap();
+    (answer.membership, LeaseTable::clone(&answer.table.unwrap()))
 }
 
 fn add(index: u32) -> Change {
@@ -128,7 +129,7 @@ async fn damaged_field_makes_only_its_shard_unreadable() {
         let position = |index| FencedCheckpoint::new(shard(index), lease.epoch, after(9));
         let mut positions = [position(0), position(1)];
         positions[1].epoch = before.leases[&shard(1)].epoch;
-        let verdicts = store.save_fenced(&scope(), &positions).await.unwrap();
+        let verdicts = store.save_positions(&scope(), &positions).await.unwrap();
         assert_eq!(verdicts, [SaveOutcome::Unreadable, SaveOutcome::Saved], "{case}");
         // The owner expires, and its leases are free.
         let (_, table) = exchange_with(&store, "a", Duration::ZERO, Vec::new()).await;

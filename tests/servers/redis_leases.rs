@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kinestream::store::lease::{
-    AdminEdit, Change, EditOutcome, FencedCheckpoint, HeartbeatRequest, IfLeased, LeaseStore,
-    LeaseTable, Membership, SaveOutcome, WorkerEntry,
+    AdminEdit, Change, EditOutcome, FencedCheckpoint, HeartbeatRequest, IfLeased, LeaseTable,
+    Membership, SaveOutcome, WorkerEntry,
 };
 use kinestream::store::{CheckpointStore, conformance};
 use kinestream::{Checkpoint, Error, ErrorKind, RedisStore};
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 
+use crate::lease_access::LeaseAccess;
 use crate::redis_server::RedisServer;
 use crate::redis_store::{after, raw, scope, shard, whole_text};
 
@@ -39,8 +40,8 @@ fn request(worker: &str, known: &LeaseTable, changes: Vec<Change>) -> HeartbeatR
 
 /// Requests these changes, and returns the resulting table.
 async fn changed(store: &RedisStore, known: &LeaseTable, changes: Vec<Change>) -> LeaseTable {
-    let answer = store.exchange(&scope(), &request("a", known, changes)).await.unwrap();
-    answer.table.unwrap_or_else(|| known.clone())
+    let answer = store.heartbeat(&scope(), &request("a", known, changes)).await.unwrap();
+    answer.table.map_or_else(|| known.clone(), |table| LeaseTable::clone(&table))
 }
 
 fn add(index: u32) -> Change {
@@ -82,7 +83,7 @@ async fn lease_keys_are_laid_out_as_documented() {
     .await;
     let mut keys: Vec<String> = raw.keys("*").await.unwrap();
     keys.sort();
-    let names = ["checkpoints", "fleet", "format", "leases", "workers"];
+    let names = ["checkpoints", "fleet", "format", "leases", "steps", "workers"];
     assert_eq!(keys, names.map(key));
     assert_eq!(raw.get::<_, String>(key("format")).await.unwrap(), "1");
 
@@ -113,8 +114,8 @@ async fn lease_keys_are_laid_out_as_documented() {
     keys.sort();
     assert_eq!(
         keys,
-        ["fleet", "format"].map(key),
-        "expected clearing to keep the fleet and the format"
+        ["fleet", "format", "steps"].map(key),
+        "expected clearing to keep the fleet, the format and the steps"
     );
 }
 
@@ -133,11 +134,13 @@ async fn unchanged_exchange_is_one_command_that_reads_no_shard() {
     assert_eq!(table.leases.len(), 1000);
     let epoch = table.leases[&shard(0)].epoch;
     let position = FencedCheckpoint::new(shard(0), epoch, after(1));
-    store.save_fenced(&scope(), &[position]).await.unwrap();
+    let leases = store.leases_of(&scope());
+    leases.save_fenced(&[position]).await.unwrap();
+    leases.exchange(&request("a", &table, Vec::new())).await.unwrap();
     redis::cmd("CONFIG").arg("RESETSTAT").exec_async(&mut raw).await.unwrap();
     let (_, before) = statistics(&mut raw).await;
     let (_, between) = statistics(&mut raw).await;
-    let answer = store.exchange(&scope(), &request("a", &table, Vec::new())).await.unwrap();
+    let answer = leases.exchange(&request("a", &table, Vec::new())).await.unwrap();
     assert_eq!((answer.membership, answer.table), (Membership::Renewed, None));
     let (counts, after) = statistics(&mut raw).await;
     let calls = |command: &str| {
@@ -147,7 +150,7 @@ async fn unchanged_exchange_is_one_command_that_reads_no_shard() {
     };
     assert_eq!((calls("evalsha"), calls("eval")), (1, 0), "{counts}");
     // Expected: one read of the workers, one read of the fleet, and one write of a worker.
-    assert_eq!((calls("hgetall"), calls("hmget"), calls("hget")), (1, 1, 0), "{counts}");
+    assert_eq!((calls("hgetall"), calls("hmget"), calls("hget")), (2, 0, 0), "{counts}");
     assert_eq!((calls("hset"), calls("set")), (1, 0), "{counts}");
     assert_eq!(calls("exists"), 1, "{counts}");
     // The size of an INFO response hardly changes, so it can be subtracted.
@@ -157,7 +160,8 @@ async fn unchanged_exchange_is_one_command_that_reads_no_shard() {
 
 /// Renews, and returns the worker's table if it differs from the known one.
 async fn renewed(store: &RedisStore, worker: &str, known: &LeaseTable) -> Option<LeaseTable> {
-    store.exchange(&scope(), &request(worker, known, Vec::new())).await.unwrap().table
+    let answer = store.heartbeat(&scope(), &request(worker, known, Vec::new())).await.unwrap();
+    answer.table.map(|table| LeaseTable::clone(&table))
 }
 
 #[tokio::test]
@@ -172,14 +176,14 @@ async fn lost_key_is_seen_by_every_worker() {
                 changed(&store, &LeaseTable::default(), vec![add(0), assign(0), add(1)]).await;
             let epoch = known.leases[&shard(0)].epoch;
             let position = |number| FencedCheckpoint::new(shard(0), epoch, after(number));
-            store.save_fenced(&scope(), &[position(1)]).await.unwrap();
+            store.save_positions(&scope(), &[position(1)]).await.unwrap();
             for worker in ["a", "b"] {
                 assert_eq!(renewed(&store, worker, &known).await, None, "expected no change");
             }
             raw.del::<_, ()>(key(name)).await.unwrap();
             if saves_first {
                 // The save may create the key again before the next renewal.
-                store.save_fenced(&scope(), &[position(2)]).await.unwrap();
+                store.save_positions(&scope(), &[position(2)]).await.unwrap();
             }
             for worker in ["a", "b"] {
                 let seen = renewed(&store, worker, &known).await;
@@ -201,13 +205,16 @@ async fn lost_checkpoints_drop_their_leases() {
     let known = changed(&store, &LeaseTable::default(), vec![add(0), assign(0), add(1)]).await;
     let epoch = known.leases[&shard(0)].epoch;
     let position = FencedCheckpoint::new(shard(0), epoch, after(1));
-    store.save_fenced(&scope(), std::slice::from_ref(&position)).await.unwrap();
+    store.save_positions(&scope(), std::slice::from_ref(&position)).await.unwrap();
     raw.del::<_, ()>(key("checkpoints")).await.unwrap();
     // A new worker finds no leases, rather than leases without a checkpoint, which it would read
     // from the start.
     let seen = renewed(&store, "new", &LeaseTable::default()).await.unwrap();
     assert!(seen.leases.is_empty(), "{seen:?}");
-    assert_eq!(store.save_fenced(&scope(), &[position]).await.unwrap(), [SaveOutcome::Forgotten]);
+    assert_eq!(
+        store.save_positions(&scope(), &[position]).await.unwrap(),
+        [SaveOutcome::Forgotten]
+    );
 }
 
 #[tokio::test]
@@ -219,7 +226,7 @@ async fn server_without_data_starts_new_table() {
     server.kill();
     server.restart();
     let answer = loop {
-        match store.exchange(&scope(), &request("a", &known, Vec::new())).await {
+        match store.heartbeat(&scope(), &request("a", &known, Vec::new())).await {
             Ok(answer) => break answer,
             Err(error) => assert!(error.is_temporary(), "{}", whole_text(&error)),
         }
@@ -230,7 +237,7 @@ async fn server_without_data_starts_new_table() {
     assert!(table.generation > known.generation && table.version > known.version, "{table:?}");
     assert!(table.leases.is_empty());
     let position = FencedCheckpoint::new(shard(0), lease.epoch, after(1));
-    let verdicts = store.save_fenced(&scope(), &[position]).await.unwrap();
+    let verdicts = store.save_positions(&scope(), &[position]).await.unwrap();
     assert_eq!(verdicts, [SaveOutcome::Forgotten]);
     let restored = Change::Restore {
         shard: shard(0),
@@ -255,7 +262,7 @@ async fn flushed_scripts_are_sent_again() {
     flush().await;
     let epoch = table.leases[&shard(0)].epoch;
     let position = FencedCheckpoint::new(shard(0), epoch, after(1));
-    assert_eq!(store.save_fenced(&scope(), &[position]).await.unwrap(), [SaveOutcome::Saved]);
+    assert_eq!(store.save_positions(&scope(), &[position]).await.unwrap(), [SaveOutcome::Saved]);
     flush().await;
     assert_eq!(store.table(&scope()).await.unwrap().leases[&shard(0)].epoch, epoch);
     flush().await;
@@ -278,14 +285,14 @@ async fn clock_set_back_shortens_lease_and_version_still_rises() {
     let version: u64 = raw.hget(key("fleet"), "version").await.unwrap();
     let version = version + 3_600_000_000;
     raw.hset::<_, _, _, ()>(key("fleet"), "version", version).await.unwrap();
-    let answer = store.exchange(&scope(), &request("b", &known, Vec::new())).await.unwrap();
+    let answer = store.heartbeat(&scope(), &request("b", &known, Vec::new())).await.unwrap();
     assert_eq!(answer.table.unwrap().version, version + 1);
     let line: String = raw.hget(key("workers"), "a").await.unwrap();
     let words: Vec<&str> = line.split(' ').collect();
     let shortened: u64 = words[3].parse().unwrap();
     assert!(shortened < expiry, "{line}");
     tokio::time::sleep(Duration::from_millis(200)).await;
-    let answer = store.exchange(&scope(), &request("b", &known, Vec::new())).await.unwrap();
+    let answer = store.heartbeat(&scope(), &request("b", &known, Vec::new())).await.unwrap();
     assert_eq!(answer.table.unwrap().workers.keys().map(|name| &**name).collect::<Vec<_>>(), ["b"]);
 }
 
@@ -304,8 +311,8 @@ async fn refusals(store: &RedisStore) -> Vec<String> {
     let position = FencedCheckpoint::new(shard(0), 1 << 60, after(9));
     let set = AdminEdit::Set { positions: vec![(shard(0), after(9))] };
     vec![
-        store.exchange(&scope(), &request("a", &known, vec![add(5)])).await.err().map(text),
-        store.save_fenced(&scope(), &[position]).await.err().map(text),
+        store.heartbeat(&scope(), &request("a", &known, vec![add(5)])).await.err().map(text),
+        store.save_positions(&scope(), &[position]).await.err().map(text),
         store.table(&scope()).await.err().map(text),
         store.edit(&scope(), &set, IfLeased::Force).await.err().map(text),
     ]
@@ -333,8 +340,7 @@ async fn foreign_key_is_an_error_and_stays_unchanged() {
         );
         let refused = refusals(&store).await;
         let seen = refused.iter().filter(|refused| **refused == expected).count();
-        // A save does not read the workers.
-        assert_eq!(seen, if name == "workers" { 3 } else { 4 }, "{name}: {refused:?}");
+        assert_eq!(seen, 4, "{name}: {refused:?}");
         assert_eq!(raw.get::<_, String>(key(name)).await.unwrap(), "a string");
     }
 

@@ -22,6 +22,8 @@ mod database;
 mod distortions;
 mod faults;
 mod inline;
+#[path = "../support/lease_access.rs"]
+mod lease_access;
 #[path = "../support/left_running.rs"]
 mod left_running;
 #[path = "../support/listening.rs"]

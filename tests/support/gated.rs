@@ -7,10 +7,7 @@ use std::sync::Arc;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kinestream::store::Scope;
-use kinestream::store::lease::{
-    AdminEdit, EditOutcome, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, IfLeased,
-    LeaseStore, LeaseTable, SaveOutcome,
-};
+use kinestream::store::lease::{Exchange, Exchanged, FencedOutcome, FencedSave, LeaseStore};
 use kinestream::{Checkpoint, CheckpointStore, Result, ShardId};
 
 /// The kind of a call that passes the gate.
@@ -68,11 +65,19 @@ impl<S: LeaseStore> LeaseStore for Gated<S> {
     fn exchange<'a>(
         &'a self,
         scope: &'a Scope,
-        request: &'a HeartbeatRequest,
-    ) -> BoxFuture<'a, Result<HeartbeatResponse>> {
+        exchange: &'a Exchange,
+    ) -> BoxFuture<'a, Result<Exchanged>> {
         async move {
-            (self.gate)(GatedCall::Exchange).await?;
-            self.stored.exchange(scope, request).await
+            // Only workers renew. A request without a step or a worker only observes.
+            let call = match exchange.step {
+                _ if !exchange.beats.is_empty() => Some(GatedCall::Exchange),
+                Some(_) => Some(GatedCall::Edit),
+                None => None,
+            };
+            if let Some(call) = call {
+                (self.gate)(call).await?;
+            }
+            self.stored.exchange(scope, exchange).await
         }
         .boxed()
     }
@@ -80,28 +85,11 @@ impl<S: LeaseStore> LeaseStore for Gated<S> {
     fn save_fenced<'a>(
         &'a self,
         scope: &'a Scope,
-        positions: &'a [FencedCheckpoint],
-    ) -> BoxFuture<'a, Result<Vec<SaveOutcome>>> {
+        saves: &'a [FencedSave],
+    ) -> BoxFuture<'a, Result<Vec<FencedOutcome>>> {
         async move {
             (self.gate)(GatedCall::Save).await?;
-            self.stored.save_fenced(scope, positions).await
-        }
-        .boxed()
-    }
-
-    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<LeaseTable>> {
-        self.stored.table(scope)
-    }
-
-    fn edit<'a>(
-        &'a self,
-        scope: &'a Scope,
-        edit: &'a AdminEdit,
-        if_leased: IfLeased,
-    ) -> BoxFuture<'a, Result<EditOutcome>> {
-        async move {
-            (self.gate)(GatedCall::Edit).await?;
-            self.stored.edit(scope, edit, if_leased).await
+            self.stored.save_fenced(scope, saves).await
         }
         .boxed()
     }

@@ -1,29 +1,23 @@
 //! The conformance suite for [`LeaseStore`] implementations.
 
-mod actor;
-mod beginning;
-mod forgetting;
-mod identity;
-mod operating;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
 use tokio::time::sleep;
 
-use super::{checkpoint, shard, unique};
-use crate::checkpoint::Checkpoint;
+use super::{shard, unique};
 use crate::store::Scope;
-use crate::store::lease::{Change, FencedCheckpoint, Lease, LeaseStore, Membership, SaveOutcome};
-
-use actor::{Actor, assign, identify, offer, release};
+use crate::store::lease::{
+    Beat, EntryChange, EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, Heartbeat,
+    Heartbeats, LeaseStore, Step,
+};
 
 /// Runs the conformance suite on a [`LeaseStore`]. Each run uses new scopes, and leaves its data in
 /// the store.
-///
-/// The suite takes some seconds, since it waits for workers to expire by the store's clock.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -41,367 +35,369 @@ use actor::{Actor, assign, identify, offer, release};
 pub async fn check_leases(store: &dyn LeaseStore) {
     let suite = LeaseSuite { store, run: unique() };
     suite.begins_empty().await;
-    suite.keeps_the_first_poll().await;
-    suite.workers_join_renew_and_leave().await;
-    suite.free_leases_are_assigned().await;
-    suite.add_stores_positions_before_owners().await;
-    suite.offers_and_releases().await;
-    suite.ends_shards().await;
-    suite.distinguishes_streams_by_start().await;
+    suite.makes_steps().await;
+    suite.makes_all_of_a_step_or_nothing().await;
+    suite.checks_versions().await;
+    suite.returns_what_has_changed().await;
+    suite.notes_heartbeats().await;
     suite.saves_by_epoch().await;
-    suite.changes_all_or_nothing().await;
-    suite.expired_workers_lose_their_leases().await;
-    suite.outage_renews_all_workers().await;
-    suite.restores_lost_entries().await;
-    suite.restores_earlier_origin().await;
-    suite.edits_respect_live_owners().await;
-    suite.clears().await;
+    suite.one_of_many_concurrent_steps_is_made().await;
     suite.survives_dropped_exchanges().await;
     suite.keeps_scopes_apart().await;
+    suite.keeps_every_text().await;
     suite.handles_many_shards().await;
 }
+
+/// The lease duration of workers that are to expire.
+const SHORT: Duration = Duration::from_millis(100);
+
+/// A lease duration that does not end during the suite.
+const LONG: Duration = Duration::from_mins(10);
 
 struct LeaseSuite<'a> {
     store: &'a dyn LeaseStore,
     run: String,
 }
 
-/// The lease duration of workers that are to expire.
-const SHORT: Duration = Duration::from_millis(100);
+fn lease(index: usize) -> EntryKey {
+    EntryKey::Lease(shard(index))
+}
+
+fn position(index: usize) -> EntryKey {
+    EntryKey::Position(shard(index))
+}
+
+fn worker(name: &str) -> EntryKey {
+    EntryKey::Worker(name.into())
+}
+
+/// Returns the text of a lease in this epoch.
+fn lease_text(epoch: u64) -> String {
+    format!("{epoch} - - 1 - - - - -")
+}
+
+const WORKER: &str = "7 1 10000 3";
+
+/// Returns a step that changes entries from one text to another.
+fn step<'a>(
+    changes: impl IntoIterator<Item = (EntryKey, Option<&'a str>, Option<&'a str>)>,
+) -> Step {
+    let change = |(key, expected, text): (EntryKey, Option<&str>, Option<&str>)| {
+        EntryChange::new(key, expected.map(Into::into), text.map(Into::into))
+    };
+    Step { entries: changes.into_iter().map(change).collect(), ..Step::default() }
+}
+
+fn beat(name: &str, entry: &str, lease_duration: Duration) -> Beat {
+    Beat { worker: name.into(), entry: entry.into(), lease_duration }
+}
+
+/// Returns the text of an entry in an answer; `None` if the answer does not include the entry.
+#[allow(
+    clippy::option_option,
+    reason = "an entry that is left out differs from one that is absent"
+)]
+fn shown<'a>(answer: &'a Exchanged, key: &EntryKey) -> Option<Option<&'a str>> {
+    let found = answer.entries.iter().find(|(shown, _)| shown == key);
+    found.map(|(_, text)| text.as_deref())
+}
 
 impl LeaseSuite<'_> {
     fn scope(&self, name: &str) -> Scope {
         Scope::new(format!("{}-{name}", self.run), "orders")
     }
 
+    async fn ask(&self, scope: &Scope, exchange: Exchange) -> Exchanged {
+        match self.store.exchange(scope, &exchange).await {
+            Ok(answer) => answer,
+            Err(error) => panic!("an exchange succeeds on a healthy store: {error}"),
+        }
+    }
+
+    async fn read(&self, scope: &Scope) -> Exchanged {
+        let answer = self.ask(scope, Exchange::default()).await;
+        assert!(answer.is_whole, "the whole table is returned if none is known");
+        assert!(answer.is_made, "a request without a step counts as made");
+        answer
+    }
+
+    async fn make(&self, scope: &Scope, step: Step) -> Exchanged {
+        self.ask(scope, Exchange { step: Some(step), ..Exchange::default() }).await
+    }
+
+    async fn save(&self, scope: &Scope, save: FencedSave) -> FencedOutcome {
+        match self.store.save_fenced(scope, &[save]).await {
+            Ok(mut outcomes) if outcomes.len() == 1 => outcomes.remove(0),
+            Ok(outcomes) => panic!("each save has an outcome: {outcomes:?}"),
+            Err(error) => panic!("a save succeeds on a healthy store: {error}"),
+        }
+    }
+
     async fn begins_empty(&self) {
-        let scope = self.scope("empty");
-        let table = Actor::new(self.store, &scope, "a").table().await;
-        assert!(
-            (table.generation, table.version, table.cleared, table.first_poll) == (0, 0, 0, 0)
-                && table.workers.is_empty()
-                && table.leases.is_empty(),
-            "an unused scope has an empty table: {table:?}"
-        );
+        let answer = self.read(&self.scope("empty")).await;
+        assert_eq!(answer.version, 0, "an unused scope has version 0");
+        assert_eq!(answer.entries, [], "an unused scope has no entries");
+        let (Heartbeats::Expired(beats) | Heartbeats::Last(beats)) = answer.heartbeats;
+        assert_eq!(beats, [], "an unused scope has no heartbeats");
     }
 
-    async fn workers_join_renew_and_leave(&self) {
-        let scope = self.scope("workers");
-        let [mut a, mut b] = ["a", "b"].map(|name| Actor::new(self.store, &scope, name));
-        let first = a.exchange([]).await;
-        assert_eq!(first.membership, Membership::Joined, "a new worker joins");
-        let first = a.known.clone();
+    async fn makes_steps(&self) {
+        let scope = self.scope("steps");
+        let texts = ["1 0 0 0", WORKER, &lease_text(5), "TRIM_HORIZON"];
+        let keys = [EntryKey::Head, worker("a b%-"), lease(0), position(0)];
+        let adds = keys.iter().zip(texts).map(|(key, text)| (key.clone(), None, Some(text)));
+        let made = self.make(&scope, step(adds)).await;
+        assert!(made.is_made && made.version > 0, "a step whose conditions hold is made: {made:?}");
+        let answer = self.read(&scope).await;
+        assert_eq!(answer.version, made.version, "a read does not change the version");
+        for (key, text) in keys.iter().zip(texts) {
+            assert_eq!(shown(&answer, key), Some(Some(text)), "a step stores the text of {key}");
+        }
+        assert_eq!(answer.entries.len(), keys.len(), "no other entry exists: {answer:?}");
+        let deletions = keys.iter().zip(texts).map(|(key, text)| (key.clone(), Some(text), None));
+        let removed = self.make(&scope, step(deletions)).await;
         assert!(
-            first.generation > 0 && first.version > 0,
-            "the first worker creates the table: {first:?}"
+            removed.is_made && removed.version > made.version,
+            "the version rises: {removed:?}"
         );
-        assert!(a.exchange([]).await.table.is_none(), "a known table is not returned again");
-        assert_eq!(
-            a.exchange([]).await.membership,
-            Membership::Renewed,
-            "a worker in the table renews"
-        );
-
-        let mut other = Actor::new(self.store, &scope, "a");
-        let answer = other.exchange([assign(0, "a")]).await;
-        assert_eq!(
-            answer.membership,
-            Membership::Occupied,
-            "the name of a live worker is occupied"
-        );
-        assert!(
-            !answer.applied && answer.table.is_none(),
-            "a worker with an occupied name changes nothing"
-        );
-
-        b.exchange([]).await;
-        assert!(b.known.version > first.version, "the version rises when a worker joins");
-        assert_eq!(b.known.generation, first.generation, "the generation stays the same");
-        let [of_a, of_b] = ["a", "b"].map(|name| b.known.workers[name].clone());
-        assert!(of_b.joined > of_a.joined, "a later worker has a later `joined`: {:?}", b.known);
-        assert_eq!(of_a.incarnation, a.incarnation, "all bits of an incarnation are stored");
-
-        b.capacity += 1;
-        b.exchange([]).await;
-        assert_eq!(
-            a.look().await.workers["b"].capacity,
-            b.capacity,
-            "a changed capacity is stored"
-        );
-        b.leaving = true;
-        assert_eq!(b.exchange([]).await.membership, Membership::Left, "a leaving worker has left");
-        assert!(!a.look().await.workers.contains_key("b"), "a worker that has left is removed");
-        assert_eq!(b.exchange([]).await.membership, Membership::Left, "leaving is idempotent");
-        (a.lease_duration, b.leaving) = (Duration::MAX, false);
-        a.exchange([]).await;
-        b.exchange([]).await;
-        assert!(b.known.workers.contains_key("a"), "a lease duration may be arbitrarily long");
+        assert_eq!(self.read(&scope).await.entries, [], "a step without a text deletes the entry");
     }
 
-    async fn add_stores_positions_before_owners(&self) {
-        let scope = self.scope("positions");
-        let mut a = Actor::new(self.store, &scope, "a");
-        let add = |index, place: Option<&str>| Change::Add {
-            shard: shard(index),
-            parents: vec![shard(7)],
-            start: None,
-            checkpoint: place.map(checkpoint),
+    async fn makes_all_of_a_step_or_nothing(&self) {
+        let scope = self.scope("atomic");
+        let old = lease_text(1);
+        let first = self.make(&scope, step([(lease(0), None, Some(&*old))])).await;
+        let new = lease_text(2);
+        for (expected, rule) in [
+            (None, "an entry that exists is not as expected if it must not exist"),
+            (Some("other"), "an entry with another text is not as expected"),
+        ] {
+            let both = [(lease(1), None, Some(&*new)), (lease(0), expected, Some(&*new))];
+            let answer = self.make(&scope, step(both)).await;
+            assert!(!answer.is_made, "{rule}: {answer:?}");
+            assert_eq!(answer.version, first.version, "a step that is not made keeps the version");
+            assert_eq!(shown(&answer, &lease(0)), Some(Some(&*old)), "nothing of it is stored");
+            assert!(matches!(shown(&answer, &lease(1)), None | Some(None)), "nothing is stored");
+        }
+        let missing = [(lease(3), Some("other"), Some(&*new))];
+        assert!(
+            !self.make(&scope, step(missing)).await.is_made,
+            "an entry that does not exist is not as expected if it must have a text"
+        );
+        let mut forced = step([(position(0), Some("other"), Some("new"))]);
+        forced.entries[0].is_forced = true;
+        let answer = self.make(&scope, forced).await;
+        let rule = "a forced change needs no expected text";
+        assert!(answer.is_made && answer.version > first.version, "{rule}: {answer:?}");
+        let found = self.read(&scope).await;
+        assert_eq!(shown(&found, &position(0)), Some(Some("new")), "{rule}");
+        let first = answer;
+        let only = step([(lease(0), Some(&*old), Some(&*old)), (lease(1), None, None)]);
+        let answer = self.make(&scope, only).await;
+        assert!(answer.is_made, "a step may consist of conditions");
+        assert_eq!(answer.version, first.version, "a step of conditions changes no version");
+    }
+
+    async fn checks_versions(&self) {
+        let scope = self.scope("versions");
+        let text = lease_text(1);
+        let add = |index, version| Step { version, ..step([(lease(index), None, Some(&*text))]) };
+        let first = self.make(&scope, add(0, Some(0))).await;
+        assert!(first.is_made, "an unused scope has version 0");
+        let second = self.make(&scope, add(1, Some(first.version))).await;
+        assert!(second.is_made, "a step is made at the version that it names");
+        let late = self.make(&scope, add(2, Some(first.version))).await;
+        assert!(!late.is_made, "a step is not made at another version than it names");
+        assert_eq!(late.version, second.version, "the answer has the present version");
+    }
+
+    async fn returns_what_has_changed(&self) {
+        let scope = self.scope("changes");
+        let (one, two) = (lease_text(1), lease_text(2));
+        let adds = [
+            (lease(0), None, Some(&*one)),
+            (position(0), None, Some("TRIM_HORIZON")),
+            (lease(1), None, Some(&*one)),
+            (worker("a"), None, Some(WORKER)),
+        ];
+        let known = Some(self.make(&scope, step(adds)).await.version);
+        let ask = |step| Exchange { step, known, ..Exchange::default() };
+        let same = self.ask(&scope, ask(None)).await;
+        assert!(!same.is_whole, "the store knows its last version");
+        assert_eq!(same.entries, [], "nothing has changed since the present version");
+        let change = step([(lease(0), Some(&*one), Some(&*two))]);
+        let own = self.ask(&scope, ask(Some(change))).await;
+        let rule = "an answer includes the step of its request";
+        assert_eq!(shown(&own, &lease(0)), Some(Some(&*two)), "{rule}: {own:?}");
+        let changed = self.ask(&scope, ask(None)).await;
+        if !changed.is_whole {
+            let rule = "entries that have not changed are left out";
+            assert_eq!(shown(&changed, &lease(1)), None, "{rule}: {changed:?}");
+        }
+        assert_eq!(shown(&changed, &lease(0)), Some(Some(&*two)), "a changed entry is included");
+        let rule = "the position of a changed lease is included";
+        assert_eq!(
+            shown(&changed, &position(0)),
+            Some(Some("TRIM_HORIZON")),
+            "{rule}: {changed:?}"
+        );
+        let remove = step([(lease(1), Some(&*one), None)]);
+        assert!(self.make(&scope, remove).await.is_made, "an entry is deleted");
+        let removed = self.ask(&scope, ask(None)).await;
+        let is_shown = match shown(&removed, &lease(1)) {
+            None => removed.is_whole,
+            Some(text) => text.is_none(),
         };
-        let at = Some("AT_TIMESTAMP:1000");
-        a.exchange([add(1, None), add(2, None), assign(2, "a")]).await;
-        a.exchange([add(1, at)]).await;
-        a.changes_nothing([add(1, Some("AT_TIMESTAMP:2000"))], "the first position is kept").await;
-        assert_eq!(
-            a.lease(1).checkpoint,
-            Some(checkpoint("AT_TIMESTAMP:1000")),
-            "a shard without a position whose lease never had an owner takes one"
-        );
-        a.changes_nothing([add(2, at)], "a shard that had an owner takes no starting position")
-            .await;
-        let epoch = a.lease(2).epoch;
-        a.exchange([release(2, epoch)]).await;
-        a.changes_nothing([add(2, at)], "a shard that had an owner takes no starting position")
-            .await;
+        assert!(is_shown, "a deleted entry is shown as absent: {removed:?}");
+        let conflict = step([(worker("a"), Some("other"), None)]);
+        let refused =
+            self.ask(&scope, Exchange { known: Some(removed.version), ..ask(Some(conflict)) });
+        let refused = refused.await;
+        assert!(!refused.is_made, "a worker's entry is compared as well");
+        let rule = "the entries of a step that is not made are included";
+        assert_eq!(shown(&refused, &worker("a")), Some(Some(WORKER)), "{rule}: {refused:?}");
+        let strange = Exchange { known: Some(1), ..Exchange::default() };
+        let strange = self.ask(&scope, strange).await;
+        assert!(strange.is_whole, "a version that the store never had returns the whole table");
     }
 
-    async fn free_leases_are_assigned(&self) {
-        let scope = self.scope("assign");
-        let [mut a, mut b] = ["a", "b"].map(|name| Actor::new(self.store, &scope, name));
-        let [parent, child] = [shard(7), shard(0)];
-        let add = |place: &str| Change::Add {
-            shard: child.clone(),
-            parents: vec![parent.clone()],
-            start: None,
-            checkpoint: Some(checkpoint(place)),
+    /// Returns the heartbeats of an answer, and whether those of expired workers.
+    fn beats(answer: Exchanged) -> (Vec<Heartbeat>, bool) {
+        match answer.heartbeats {
+            Heartbeats::Expired(beats) => (beats, true),
+            Heartbeats::Last(beats) => (beats, false),
+        }
+    }
+
+    async fn notes_heartbeats(&self) {
+        let scope = self.scope("beats");
+        let adds = ["a", "b"].map(|name| (worker(name), None, Some(WORKER)));
+        let beats = vec![beat("a", WORKER, SHORT), beat("b", WORKER, LONG)];
+        let joined = Exchange { step: Some(step(adds)), beats, known: None };
+        let version = self.ask(&scope, joined).await.version;
+        let (before, has_clock) = Self::beats(self.read(&scope).await);
+        if has_clock {
+            assert_eq!(before, [], "workers that have renewed have not expired");
+        }
+        let renew = |name: &str, entry: &str, duration| Exchange {
+            beats: vec![beat(name, entry, duration)],
+            ..Exchange::default()
         };
-        a.exchange([add("TRIM_HORIZON")]).await;
-        let lease = a.lease(0);
-        assert_eq!(lease.parents.as_deref(), Some(&[parent.clone()][..]), "parents are stored");
-        assert_eq!(
-            lease.checkpoint,
-            Some(Checkpoint::TrimHorizon),
-            "a starting position is stored"
-        );
-        assert_eq!(
-            lease.origin, a.known.generation,
-            "a lease has the generation of its table as origin"
-        );
-        assert_eq!((lease.epoch, &lease.owner), (0, &None), "a new lease is free, in epoch 0");
-        a.changes_nothing([add("AT_TIMESTAMP:1000")], "adding a known shard changes nothing").await;
-        let with_parents = |parents: &[usize]| Change::Add {
-            shard: child.clone(),
-            parents: parents.iter().map(|parent| shard(*parent)).collect(),
-            start: None,
-            checkpoint: None,
-        };
-        let all = [shard(7), shard(8), shard(9)];
-        a.exchange([with_parents(&[8]), with_parents(&[9, 7])]).await;
-        let parents = a.lease(0).parents;
-        assert_eq!(
-            parents.as_deref(),
-            Some(&all[..]),
-            "a lease that never had an owner gets missing parents"
-        );
-        a.changes_nothing([with_parents(&[9, 8]), with_parents(&[])], "no parent is removed").await;
-        a.changes_nothing([assign(0, "b")], "a lease is not assigned to an unknown worker").await;
-        a.changes_nothing([assign(9, "a")], "an unknown shard is not assigned").await;
-
-        a.exchange([assign(0, "a")]).await;
-        assert_eq!(a.lease(0).owner.as_deref(), Some("a"), "a free lease is assigned");
-        assert!(a.lease(0).epoch > 0, "an owner has an epoch");
-        a.changes_nothing([with_parents(&[6])], "a lease that had an owner keeps its parents")
-            .await;
-        b.exchange([]).await;
-        b.changes_nothing([assign(0, "b")], "an owned lease is not assigned").await;
-        let epoch = a.lease(0).epoch;
-        b.changes_nothing([release(0, epoch)], "only the owner releases a lease").await;
-        a.changes_nothing([release(0, epoch - 1)], "a lease is released only in its epoch").await;
-        a.exchange([release(0, epoch), assign(0, "b")]).await;
-        let lease = a.lease(0);
-        assert_eq!(lease.owner.as_deref(), Some("b"), "a released lease is assigned");
-        assert!(lease.epoch > epoch, "the epoch rises with each change of owner");
-    }
-
-    async fn offers_and_releases(&self) {
-        let scope = self.scope("offer");
-        let [mut a, mut b] = ["a", "b"].map(|name| Actor::new(self.store, &scope, name));
-        b.exchange([]).await;
-        a.exchange([actor::add(0)]).await;
-        a.changes_nothing([offer(0, "b")], "a free lease is not offered").await;
-        a.exchange([assign(0, "a")]).await;
-        let epoch = a.lease(0).epoch;
-        a.changes_nothing([offer(0, "c")], "a lease is not offered to an unknown worker").await;
-        a.exchange([offer(0, "b")]).await;
-        assert_eq!(a.lease(0).next_owner.as_deref(), Some("b"), "an offer sets the next owner");
-        assert_eq!(a.lease(0).owner.as_deref(), Some("a"), "an offer keeps the owner");
-        assert_eq!(a.lease(0).epoch, epoch, "an offer keeps the epoch");
-        a.changes_nothing([offer(0, "b")], "a repeated offer changes nothing").await;
-        a.exchange([offer(0, "a")]).await;
-        assert_eq!(a.lease(0).next_owner, None, "an offer to the owner withdraws the offer");
-        a.exchange([offer(0, "b"), release(0, epoch)]).await;
-        let lease = a.lease(0);
-        assert_eq!(lease.owner.as_deref(), Some("b"), "a released lease goes to the next owner");
+        sleep(SHORT * 2).await;
+        let answer = self.ask(&scope, renew("a", "another incarnation", LONG)).await;
+        assert_eq!(answer.version, version, "a heartbeat does not change the version");
+        let (silent, _) = Self::beats(self.read(&scope).await);
+        let mark = silent.iter().find(|beat| *beat.worker == *"a").cloned();
+        let rule = "a heartbeat under another entry is not noted, so the worker stays silent";
+        let Some(seen) = mark else { panic!("{rule}: {silent:?}") };
+        if has_clock {
+            assert_eq!(
+                silent.len(),
+                1,
+                "only the worker that did not renew has expired: {silent:?}"
+            );
+        }
+        let answer = self.ask(&scope, renew("a", WORKER, LONG)).await;
+        let (before, _) = Self::beats(answer);
+        assert!(before.contains(&seen), "an answer shows the heartbeats before its request");
+        let (after, _) = Self::beats(self.read(&scope).await);
+        assert!(!after.contains(&seen), "a worker that renews has another mark: {after:?}");
+        let remove = step([(worker("a"), Some(WORKER), None)]);
+        let late = Step { silent: vec![seen], ..remove.clone() };
         assert!(
-            lease.epoch > epoch && lease.next_owner.is_none(),
-            "the next owner has a new epoch"
+            !self.make(&scope, late).await.is_made,
+            "a step that needs a worker to be silent is not made after its heartbeat"
         );
-
-        b.look().await;
-        b.exchange([offer(0, "a")]).await;
-        a.leaving = true;
-        a.exchange([]).await;
-        let table = b.look().await.clone();
-        assert_eq!(
-            table.leases[&shard(0)].next_owner,
-            None,
-            "a next owner that leaves is removed from the lease"
-        );
-        assert_eq!(
-            table.leases[&shard(0)].owner.as_deref(),
-            Some("b"),
-            "the owner keeps the lease"
-        );
-    }
-
-    async fn ends_shards(&self) {
-        let scope = self.scope("ends");
-        let mut a = Actor::new(self.store, &scope, "a");
-        a.exchange((0..3).flat_map(|index| [actor::add(index), assign(index, "a")])).await;
-        let epoch = a.lease(0).epoch;
-        let finish = |epoch| Change::Finish { shard: shard(0), epoch };
-        a.changes_nothing([finish(epoch - 1)], "a shard is finished only in its epoch").await;
-        a.exchange([finish(epoch)]).await;
-        assert!(a.lease(0).is_finished(), "a finished shard is marked as finished");
-        assert_eq!(a.lease(0).owner, None, "the lease of a finished shard is free");
-        a.changes_nothing([finish(epoch)], "finishing a shard is idempotent").await;
-        a.changes_nothing([assign(0, "a")], "a finished shard is not assigned").await;
-        a.changes_nothing(
-            [Change::Forget { shard: shard(1) }],
-            "an unfinished shard is not removed",
-        )
-        .await;
-        let forget = || Change::Forget { shard: shard(0) };
-        a.exchange([forget()]).await;
-        assert!(a.lease(0).is_finished(), "a finished shard that is not listed stays finished");
-        assert!(
-            a.lease(0).unlisted.is_some(),
-            "a finished shard that is not listed has the time of that"
-        );
-        a.changes_nothing([forget()], "the time at which a shard was first not listed is kept")
-            .await;
-        a.exchange([identify(0, None)]).await;
-        assert_eq!(a.lease(0).unlisted, None, "a shard that is listed again is no longer unlisted");
-        let long_ago = Lease { unlisted: Some(1), ..a.lease(0) };
-        a.exchange([a.restore(3, &long_ago), Change::Forget { shard: shard(3) }]).await;
-        assert!(
-            !a.known.leases.contains_key(&shard(3)),
-            "a shard that was unlisted for long is removed"
-        );
-
-        let lose = || Change::MarkExpired { shard: shard(1) };
-        a.exchange([lose()]).await;
-        assert!(a.lease(1).is_shard_expired, "a shard can be marked as expired");
-        a.changes_nothing([lose()], "marking a shard as expired is idempotent").await;
-        let epoch = a.lease(1).epoch;
-        a.exchange([release(1, epoch)]).await;
-        a.changes_nothing([assign(1, "a")], "an expired shard is not assigned").await;
-
-        // A worker may read to the end after it has released the lease.
-        let epoch = a.lease(2).epoch;
-        a.exchange([release(2, epoch)]).await;
-        a.save(2, epoch, "SHARD_END", SaveOutcome::Saved).await;
-        assert!(
-            a.look().await.leases[&shard(2)].is_finished(),
-            "the end of a shard changes the table"
-        );
+        assert!(self.make(&scope, remove).await.is_made, "a worker's entry is deleted");
+        let unknown = self.ask(&scope, renew("a", WORKER, LONG)).await;
+        assert!(unknown.is_made, "a heartbeat without an entry is not an error");
+        let (rest, _) = Self::beats(self.read(&scope).await);
+        let rule = "a worker without an entry has no heartbeat";
+        assert!(rest.iter().all(|beat| *beat.worker != *"a"), "{rule}: {rest:?}");
+        let back = step([(worker("a"), None, Some(WORKER))]);
+        self.make(&scope, back).await;
+        let (fresh, _) = Self::beats(self.read(&scope).await);
+        if has_clock {
+            let rule = "a worker of which no heartbeat was noted has expired, with an empty mark";
+            assert!(fresh.contains(&Heartbeat::new("a", "")), "{rule}: {fresh:?}");
+        }
+        let never = Step { silent: vec![Heartbeat::new("a", "")], ..Step::default() };
+        assert!(self.make(&scope, never).await.is_made, "a worker that never renewed is silent");
     }
 
     async fn saves_by_epoch(&self) {
         let scope = self.scope("saves");
-        let mut a = Actor::new(self.store, &scope, "a");
-        a.exchange([actor::add(0), assign(0, "a")]).await;
-        let epoch = a.lease(0).epoch;
-        a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:10", SaveOutcome::Saved).await;
-        a.assert_at(0, "AFTER_SEQUENCE_NUMBER:10").await;
-        assert!(
-            a.exchange([]).await.table.is_none(),
-            "saving a position does not change the table"
-        );
-        a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:9", SaveOutcome::Saved).await;
-        a.assert_at(0, "AFTER_SEQUENCE_NUMBER:10").await;
-        a.save(0, epoch - 1, "AFTER_SEQUENCE_NUMBER:11", SaveOutcome::Lost).await;
-        a.assert_at(0, "AFTER_SEQUENCE_NUMBER:10").await;
-        a.save(0, epoch + 1, "AFTER_SEQUENCE_NUMBER:12", SaveOutcome::Forgotten).await;
-        a.assert_at(0, "AFTER_SEQUENCE_NUMBER:12").await;
-        a.save(1, epoch, "AFTER_SEQUENCE_NUMBER:1", SaveOutcome::Forgotten).await;
-        let lease = a.table().await.leases[&shard(1)].clone();
-        assert_eq!(lease.parents, None, "a shard with only a position has unknown parents");
-        a.save(9, 1, "AFTER_SEQUENCE_NUMBER:1", SaveOutcome::Lost).await;
-        let table = a.table().await;
-        assert!(!table.leases.contains_key(&shard(9)), "a removed shard is not added by a save");
-
-        let position = |index, epoch, place: &str| FencedCheckpoint {
+        let text = lease_text(7);
+        let version = self.make(&scope, step([(lease(0), None, Some(&*text))])).await.version;
+        let save = |index, epoch, expected: Option<&str>, text: &str| FencedSave {
             shard: shard(index),
             epoch,
-            checkpoint: checkpoint(place),
+            expected: expected.map(Into::into),
+            text: text.into(),
         };
-        let several = [
-            position(0, epoch, "SHARD_END"),
-            position(1, epoch, "AFTER_SEQUENCE_NUMBER:2"),
-            position(0, epoch - 1, "AFTER_SEQUENCE_NUMBER:20"),
-        ];
-        let verdicts = self.store.save_fenced(&scope, &several).await;
+        let outcome = self.save(&scope, save(0, 7, None, "first")).await;
+        let lease_entry: Arc<str> = (&*text).into();
+        let expected = FencedOutcome::new(true, Some(lease_entry), Some("first".into()));
+        assert_eq!(outcome, expected, "a position is saved in the epoch of its lease");
+        for (save, rule) in [
+            (save(0, 6, Some("first"), "other"), "an earlier epoch than that of the lease"),
+            (save(0, 8, Some("first"), "other"), "a later epoch than that of the lease"),
+            (save(0, 7, None, "other"), "no position where there is one"),
+            (save(0, 7, Some("third"), "other"), "another position than the stored one"),
+        ] {
+            let outcome = self.save(&scope, save).await;
+            let refused = FencedOutcome { is_saved: false, ..expected.clone() };
+            assert_eq!(outcome, refused, "a save that expects {rule} is refused");
+        }
+        let outcome = self.save(&scope, save(1, 7, None, "other")).await;
+        let refused = FencedOutcome::new(false, None, None);
+        assert_eq!(outcome, refused, "a shard without a lease saves no position");
+        let several = [save(0, 7, Some("first"), "second"), save(1, 7, None, "other")];
+        let outcomes = self.store.save_fenced(&scope, &several).await;
+        let saved = |outcome: &FencedOutcome| outcome.is_saved;
         assert!(
-            matches!(&verdicts, Ok(verdicts)
-                if verdicts[..] == [SaveOutcome::Saved, SaveOutcome::Forgotten, SaveOutcome::Lost]),
-            "each position has a separate outcome: {verdicts:?}"
+            matches!(&outcomes, Ok(outcomes) if outcomes.iter().map(saved).eq([true, false])),
+            "each save has an outcome of its own: {outcomes:?}"
         );
-        let lease = a.look().await.leases[&shard(0)].clone();
-        assert!(
-            lease.is_finished() && lease.owner.is_none(),
-            "the end of a shard frees its lease: {lease:?}"
-        );
+        let answer = self.read(&scope).await;
+        assert_eq!(shown(&answer, &position(0)), Some(Some("second")), "positions are stored");
+        assert_eq!(answer.version, version, "a save does not change the version");
         let none = self.store.save_fenced(&scope, &[]).await;
         assert!(
             matches!(&none, Ok(none) if none.is_empty()),
-            "saving an empty list succeeds: {none:?}"
+            "no saves have no outcomes: {none:?}"
         );
     }
 
-    async fn changes_all_or_nothing(&self) {
-        let scope = self.scope("unchanged");
-        let [mut a, mut b] = ["a", "b"].map(|name| Actor::new(self.store, &scope, name));
-        a.exchange([]).await;
-        b.exchange([]).await;
-        a.only_if_unchanged = true;
-        let answer = a.exchange([actor::add(0)]).await;
-        assert!(!answer.applied, "a table that is not the known one is not changed");
-        assert!(
-            a.known.leases.is_empty() && answer.table.is_some(),
-            "the changed table is returned instead"
-        );
-        let answer = a.exchange([actor::add(0)]).await;
-        assert!(
-            answer.applied && a.known.leases.len() == 1,
-            "changes are applied to the known table"
-        );
-        let mut joining = Actor::new(self.store, &scope, "c");
-        joining.only_if_unchanged = true;
-        joining.known = a.known.clone();
-        assert!(!joining.exchange([actor::add(1)]).await.applied, "joining changes the table");
+    async fn one_of_many_concurrent_steps_is_made(&self) {
+        let scope = self.scope("race");
+        let text = lease_text(1);
+        let steps = (0..8).map(|_| self.make(&scope, step([(lease(0), None, Some(&*text))])));
+        let made = futures::future::join_all(steps).await.iter().filter(|it| it.is_made).count();
+        assert_eq!(made, 1, "one of several steps with the same condition is made");
+        let steps =
+            (1..9).map(|index| self.make(&scope, step([(lease(index), None, Some(&*text))])));
+        let made = futures::future::join_all(steps).await;
+        // A store may report a conflict of steps that have none; the crate repeats them.
+        assert!(made.iter().any(|it| it.is_made), "steps of different entries are made");
     }
 
     async fn survives_dropped_exchanges(&self) {
         let scope = self.scope("dropped");
-        let mut a = Actor::new(self.store, &scope, "a");
+        let text = lease_text(1);
         for index in 0..20 {
-            let request = a.request([actor::add(index), assign(index, "a")]);
+            let add = step([(lease(index), None, Some(&*text))]);
             // Polled once, then dropped.
-            let _carried_out_or_not = self.store.exchange(&scope, &request).now_or_never();
+            let _carried_out_or_not = self.make(&scope, add).now_or_never();
         }
-        a.exchange((0..20).flat_map(|index| [actor::add(index), assign(index, "a")])).await;
-        let owned = a.known.leases.values().filter(|lease| lease.owner.as_deref() == Some("a"));
-        assert_eq!(owned.count(), 20, "a store works after dropped exchanges");
+        for index in 0..20 {
+            let answer = self.make(&scope, step([(lease(index), None, Some(&*text))])).await;
+            assert_eq!(
+                shown(&answer, &lease(index)),
+                Some(Some(&*text)),
+                "a store works after drops"
+            );
+        }
     }
 
     async fn keeps_scopes_apart(&self) {
@@ -409,108 +405,49 @@ impl LeaseSuite<'_> {
         let names = [("-a", "s"), ("-b", "s"), ("-a", "t"), ("-a:s", "s"), ("-a%3As", "s")];
         for (application, stream) in names {
             let scope = Scope::new(format!("{run}{application}"), stream);
-            let mut a = Actor::new(self.store, &scope, "a");
-            let answer = a.exchange([actor::add(0)]).await;
-            assert!(
-                answer.membership == Membership::Joined && a.known.workers.len() == 1,
-                "each application and stream has a separate table: {scope:?}"
-            );
+            let answer = self.make(&scope, step([(worker("a"), None, Some(WORKER))])).await;
+            assert!(answer.is_made, "each application and stream has its own entries: {scope:?}");
         }
+    }
+
+    async fn keeps_every_text(&self) {
+        let scope = self.scope("texts");
+        let names = ["", "-", "?", "%", "a b", "a:b", "ä", "a%20b"];
+        let longest = format!("1 {}", "x".repeat(10_000));
+        let words = format!("{} {} 1 3 a=b ä", u64::MAX, (1_u64 << 53) - 1);
+        let adds = names.map(|name| (worker(name), None, Some(&*words)));
+        let adds = adds.into_iter().chain([(lease(0), None, Some(&*longest))]);
+        assert!(self.make(&scope, step(adds)).await.is_made, "any name and text is stored");
+        let answer = self.read(&scope).await;
+        for name in names {
+            let rule = "the text of a worker is returned as it is";
+            assert_eq!(shown(&answer, &worker(name)), Some(Some(&*words)), "{rule}: {name:?}");
+        }
+        assert_eq!(shown(&answer, &lease(0)), Some(Some(&*longest)), "a long text is returned");
     }
 
     async fn handles_many_shards(&self) {
         let scope = self.scope("many");
-        let mut a = Actor::new(self.store, &scope, "a");
-        a.exchange((0..1000).map(actor::add)).await;
-        a.exchange((0..1000).map(|index| assign(index, "a"))).await;
-        let positions: Vec<_> = (0..1000)
-            .map(|index| FencedCheckpoint {
-                shard: shard(index),
-                epoch: a.lease(index).epoch,
-                checkpoint: checkpoint(&format!("AFTER_SEQUENCE_NUMBER:{index}")),
-            })
-            .collect();
-        let verdicts = self.store.save_fenced(&scope, &positions).await;
+        let text = lease_text(1);
+        let adds = (0..1000).map(|index| (lease(index), None, Some(&*text)));
+        assert!(self.make(&scope, step(adds)).await.is_made, "1,000 leases are added at once");
+        let save = |index| FencedSave {
+            shard: shard(index),
+            epoch: 1,
+            expected: None,
+            text: format!("{index}").into(),
+        };
+        let saves: Vec<_> = (0..1000).map(save).collect();
+        let outcomes = self.store.save_fenced(&scope, &saves).await;
         assert!(
-            matches!(&verdicts, Ok(verdicts) if *verdicts == [SaveOutcome::Saved; 1000]),
-            "1,000 positions are saved"
+            matches!(&outcomes, Ok(outcomes)
+                if outcomes.len() == 1000 && outcomes.iter().all(|outcome| outcome.is_saved)),
+            "1,000 positions are saved at once"
         );
-        let table = a.table().await;
-        for FencedCheckpoint { shard, checkpoint, .. } in &positions {
-            let stored = table.leases.get(shard).and_then(|lease| lease.checkpoint.as_ref());
-            assert_eq!(stored, Some(checkpoint), "1,000 shards have leases and positions");
+        let answer = self.read(&scope).await;
+        for index in 0..1000 {
+            let text = index.to_string();
+            assert_eq!(shown(&answer, &position(index)), Some(Some(&*text)), "all are stored");
         }
-    }
-
-    async fn expired_workers_lose_their_leases(&self) {
-        let scope = self.scope("dead");
-        let [mut a, mut b] = ["a", "b"].map(|name| Actor::new(self.store, &scope, name));
-        a.lease_duration = SHORT;
-        b.exchange([]).await;
-        a.exchange([actor::add(0), assign(0, "a")]).await;
-        let epoch = a.lease(0).epoch;
-        // A worker that renews stays alive.
-        for _ in 0..3 {
-            sleep(SHORT / 2).await;
-            a.exchange([]).await;
-        }
-        assert!(b.look().await.workers.contains_key("a"), "a worker that renews stays alive");
-        sleep(SHORT * 2).await;
-        let table = b.table().await;
-        assert!(
-            !table.workers.contains_key("a") && table.leases[&shard(0)].owner.is_none(),
-            "an expired worker is not in the table: {table:?}"
-        );
-        b.exchange([assign(0, "b")]).await;
-        assert!(!b.known.workers.contains_key("a"), "an expired worker is removed");
-        assert_eq!(
-            b.lease(0).owner.as_deref(),
-            Some("b"),
-            "the leases of an expired worker are free"
-        );
-        assert!(b.lease(0).epoch > epoch, "the new owner has a new epoch");
-        a.save(0, epoch, "AFTER_SEQUENCE_NUMBER:1", SaveOutcome::Lost).await;
-        assert_eq!(
-            a.exchange([]).await.membership,
-            Membership::Joined,
-            "an expired worker joins again"
-        );
-    }
-
-    async fn outage_renews_all_workers(&self) {
-        let scope = self.scope("outage");
-        let [mut a, mut b] = ["a", "b"].map(|name| Actor::new(self.store, &scope, name));
-        (a.lease_duration, b.lease_duration) = (SHORT, SHORT * 10);
-        a.exchange([]).await;
-        b.exchange([actor::add(0), assign(0, "b")]).await;
-        a.look().await;
-        b.lease_duration = SHORT;
-        b.exchange([]).await;
-        sleep(SHORT * 2).await;
-        let answer = a.exchange([]).await;
-        assert_eq!(
-            answer.membership,
-            Membership::Renewed,
-            "after an outage an expired worker renews"
-        );
-        assert!(answer.table.is_none(), "an outage does not change the table");
-        assert_eq!(
-            b.exchange([]).await.membership,
-            Membership::Renewed,
-            "after an outage the other workers renew too"
-        );
-
-        sleep(SHORT * 2).await;
-        let mut next = Actor::new(self.store, &scope, "b");
-        assert_eq!(
-            next.exchange([]).await.membership,
-            Membership::Joined,
-            "the name of an expired worker is free"
-        );
-        assert_eq!(
-            next.lease(0).owner,
-            None,
-            "a new incarnation does not get the leases of an expired one"
-        );
     }
 }

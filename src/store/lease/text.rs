@@ -1,11 +1,23 @@
-//! Text forms of leases and workers, for stores that keep them as lines of text.
+//! The texts of entries: words, separated by one space.
+//!
+//! | entry | words |
+//! |---|---|
+//! | head | `generation cleared first_poll latest_epoch` |
+//! | worker | `incarnation joined lease_duration capacity` |
+//! | lease | `epoch owner next_owner origin parents state start unlisted added` |
+//! | position | the text of a [`Checkpoint`](crate::Checkpoint) |
+//!
+//! `-` stands for a missing value, `?` for unknown parents, and parents are separated by commas. The
+//! state is `LOST` if the shard has expired. Lease texts of earlier versions end before the start.
+//! Further words, which later versions write, are kept.
 
 use std::borrow::Cow;
-use std::str::FromStr;
+use std::str::{FromStr, Split};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Lease, WorkerEntry};
+use super::rules::millis;
+use super::table::{Further, Lease, LeaseTable, WorkerEntry};
 use crate::record::{SequenceNumber, ShardId};
 
 /// The word for a missing value.
@@ -20,29 +32,57 @@ const NAMELESS: &str = "%";
 /// The state of a lease with an expired shard.
 const LOST: &str = "LOST";
 
-/// Parses a worker from `incarnation joined duration expiry capacity`. The expiry is in
-/// milliseconds.
-pub(in crate::store) fn parse_worker(line: &str) -> Option<(WorkerEntry, u64)> {
-    let mut words = line.split(' ');
-    let mut next = || words.next()?.parse::<u64>().ok();
-    let (incarnation, joined, duration, expiry) = (next()?, next()?, next()?, next()?);
-    let capacity = u32::try_from(next()?).ok()?;
-    if words.next().is_some() {
-        return None;
-    }
-    let lease_duration = Duration::from_millis(duration);
-    Some((WorkerEntry { incarnation, joined, lease_duration, capacity }, expiry))
+/// Parses a number as it is formatted. Larger ones would overflow in a store.
+fn number(word: &str) -> Option<u64> {
+    let is_formatted = word == "0" || !word.starts_with(['0', '+']);
+    word.parse().ok().filter(|number| is_formatted && *number <= LIMIT)
 }
 
-/// Parses a lease from `epoch owner next_owner origin parents state start unlisted added`, without
-/// its position. Lines of earlier versions end before `start`; lines of later versions may have
-/// more words.
-pub(in crate::store) fn parse_lease(line: &str) -> Option<Lease> {
-    let mut words = line.split(' ');
+/// The largest integer that a store with floating-point numbers, such as Redis, represents exactly.
+const LIMIT: u64 = (1 << 53) - 1;
+
+/// Parses the numbers of a table. Returns false, and changes nothing, if the text is not valid.
+pub(super) fn parse_head(text: &str, table: &mut LeaseTable) -> bool {
+    let mut words = text.split(' ');
+    let mut next = || number(words.next()?);
+    let (Some(generation), Some(cleared), Some(first_poll)) = (next(), next(), next()) else {
+        return false;
+    };
+    let Some(latest_epoch) = next_or(&mut words, 0) else { return false };
+    (table.generation, table.cleared, table.first_poll) = (generation, cleared, first_poll);
+    (table.latest_epoch, table.further) = (latest_epoch, further(words));
+    true
+}
+
+pub(super) fn format_head(table: &LeaseTable) -> String {
+    let LeaseTable { generation, cleared, first_poll, latest_epoch, further, .. } = table;
+    extended(format!("{generation} {cleared} {first_poll} {latest_epoch}"), further)
+}
+
+pub(super) fn parse_worker(text: &str) -> Option<WorkerEntry> {
+    let mut words = text.split(' ');
+    // All bits of an incarnation are used.
+    let incarnation = words.next()?.parse().ok()?;
+    let mut next = || number(words.next()?);
+    let (joined, lease_duration) = (next()?, Duration::from_millis(next()?));
+    let capacity = next()?.try_into().ok()?;
+    let further = further(words);
+    Some(WorkerEntry { incarnation, joined, lease_duration, capacity, further })
+}
+
+pub(super) fn format_worker(entry: &WorkerEntry) -> String {
+    let WorkerEntry { incarnation, joined, lease_duration, capacity, further } = entry;
+    let lease_duration = millis(*lease_duration).min(LIMIT);
+    extended(format!("{incarnation} {joined} {lease_duration} {capacity}"), further)
+}
+
+/// Parses a lease, without its position.
+pub(super) fn parse_lease(text: &str) -> Option<Lease> {
+    let mut words = text.split(' ');
     let mut next = || words.next();
-    let epoch = next()?.parse().ok()?;
+    let epoch = number(next()?)?;
     let (owner, next_owner) = (parse_name(next()?), parse_name(next()?));
-    let origin = next()?.parse().ok()?;
+    let origin = number(next()?)?;
     let parents = match next()? {
         NONE => Some(Vec::new()),
         UNKNOWN => None,
@@ -54,18 +94,44 @@ pub(in crate::store) fn parse_lease(line: &str) -> Option<Lease> {
         _ => return None,
     };
     let (start, unlisted, added) = (optional(next())?, optional(next())?, optional(next())?);
+    let further = further(words);
     Some(Lease {
         epoch,
         owner,
         next_owner,
-        origin,
+        // Only a position alone has no origin.
+        origin: u64::max(origin, 1),
         parents,
         is_shard_expired,
         start,
         unlisted,
         added,
+        further,
         ..Lease::default()
     })
+}
+
+/// Formats the lease without its position.
+pub(super) fn format_lease(lease: &Lease) -> String {
+    let owner = lease.owner.as_deref().map_or(NONE.into(), format_name);
+    let next_owner = lease.next_owner.as_deref().map_or(NONE.into(), format_name);
+    let parents = lease.parents.as_deref().map_or_else(|| UNKNOWN.to_owned(), format_parents);
+    let state = if lease.is_shard_expired { LOST } else { NONE };
+    let start = lease.start.as_ref().map_or(NONE, SequenceNumber::as_str);
+    let time = |word: Option<u64>| word.map_or(NONE.to_owned(), |time| time.to_string());
+    let (unlisted, added) = (time(lease.unlisted), time(lease.added));
+    let (epoch, origin) = (lease.epoch, lease.origin);
+    extended(
+        format!(
+            "{epoch} {owner} {next_owner} {origin} {parents} {state} {start} {unlisted} {added}"
+        ),
+        &lease.further,
+    )
+}
+
+/// Parses the next word; `missing` if there is none, and `None` if the word is invalid.
+fn next_or(words: &mut Split<'_, char>, missing: u64) -> Option<u64> {
+    words.next().map_or(Some(missing), number)
 }
 
 /// Parses a word that may be missing. The outer `None` means that the word is invalid.
@@ -74,6 +140,20 @@ fn optional<T: FromStr>(word: Option<&str>) -> Option<Option<T>> {
     match word {
         None | Some(NONE) => Some(None),
         Some(word) => word.parse().ok().map(Some),
+    }
+}
+
+/// Returns the words that this version does not know.
+fn further(words: Split<'_, char>) -> Further {
+    let rest: Vec<&str> = words.collect();
+    Further((!rest.is_empty()).then(|| rest.join(" ").into()))
+}
+
+/// Appends the words that this version does not know.
+fn extended(text: String, further: &Further) -> String {
+    match &further.0 {
+        Some(words) => format!("{text} {words}"),
+        None => text,
     }
 }
 
@@ -87,7 +167,7 @@ pub(in crate::store) fn parse_name(word: &str) -> Option<Arc<str>> {
     }
 }
 
-/// Formats the name of a worker as one word of a line.
+/// Formats the name of a worker as one word of a text.
 pub(in crate::store) fn format_name(name: &str) -> Cow<'_, str> {
     match name {
         "" => NAMELESS.into(),
@@ -97,34 +177,11 @@ pub(in crate::store) fn format_name(name: &str) -> Cow<'_, str> {
     }
 }
 
-/// Formats the parents of a shard as one word of a line.
-pub(in crate::store) fn format_parents(parents: &[ShardId]) -> String {
+fn format_parents(parents: &[ShardId]) -> String {
     match parents {
         [] => NONE.to_owned(),
         parents => parents.iter().map(ShardId::as_str).collect::<Vec<_>>().join(","),
     }
-}
-
-impl Lease {
-    /// Formats the lease as [`parse_lease`] parses it.
-    pub(in crate::store) fn line(&self) -> String {
-        let owner = self.owner.as_deref().map_or(NONE.into(), format_name);
-        let next_owner = self.next_owner.as_deref().map_or(NONE.into(), format_name);
-        let parents = format_parents(self.parents.as_deref().unwrap_or_default());
-        let state = if self.is_shard_expired { LOST } else { NONE };
-        let start = format_start(self.start.as_ref());
-        let time = |word: Option<u64>| word.map_or(NONE.to_owned(), |time| time.to_string());
-        let (unlisted, added) = (time(self.unlisted), time(self.added));
-        let (epoch, origin) = (self.epoch, self.origin);
-        format!(
-            "{epoch} {owner} {next_owner} {origin} {parents} {state} {start} {unlisted} {added}"
-        )
-    }
-}
-
-/// Formats the first sequence number of a shard as one word of a line.
-pub(in crate::store) fn format_start(start: Option<&SequenceNumber>) -> &str {
-    start.map_or(NONE, SequenceNumber::as_str)
 }
 
 #[cfg(test)]
@@ -133,50 +190,54 @@ mod tests {
 
     use super::*;
 
-    impl WorkerEntry {
-        /// Formats the worker as [`parse_worker`] parses it.
-        fn line(&self, expiry: u64) -> String {
-            let Self { incarnation, joined, lease_duration, capacity } = self;
-            format!("{incarnation} {joined} {} {expiry} {capacity}", lease_duration.as_millis())
-        }
-    }
-
     proptest! {
         #[test]
-        fn formatted_lines_parse_to_equal_values(
-            epoch: u64,
-            origin: u64,
+        fn formatted_texts_parse_to_equal_values(
+            epoch in 0..=LIMIT,
+            origin in 1..=LIMIT,
             owner in prop::option::of("[a-z%D25 -]{0,5}"),
             next_owner in prop::option::of("[a-z%D25 -]{0,5}"),
-            parents in prop::collection::vec("shardId-[0-9]{12}", 0..3),
+            parents in prop::option::of(prop::collection::vec("shardId-[0-9]{12}", 0..3)),
             is_shard_expired: bool,
             start in prop::option::of("0|[1-9][0-9]{0,128}"),
             unlisted: Option<u64>,
             added: Option<u64>,
+            later in prop::option::of("[a-z0-9-]{1,5}( [a-z0-9-]{1,5})?"),
         ) {
-            let parents = parents.iter().map(|id| id.parse().unwrap()).collect();
+            let further = Further(later.map(Into::into));
+            let parents = parents
+                .map(|parents| parents.iter().map(|id| id.parse().unwrap()).collect());
             let lease = Lease {
                 epoch,
                 owner: owner.map(Into::into),
                 next_owner: next_owner.map(Into::into),
                 origin,
-                parents: Some(parents),
+                parents,
                 is_shard_expired,
                 start: start.map(|start| start.parse().unwrap()),
                 unlisted,
                 added,
+                further: further.clone(),
                 ..Lease::default()
             };
-            prop_assert_eq!(parse_lease(&lease.line()), Some(lease.clone()));
-            let line = format!("{} of later versions", lease.line());
-            prop_assert_eq!(parse_lease(&line), Some(lease));
-            let lease_duration = Duration::from_millis(epoch >> 1);
-            let member = WorkerEntry { incarnation: origin, joined: epoch, lease_duration, capacity: 7 };
-            prop_assert_eq!(parse_worker(&member.line(epoch)), Some((member, epoch)));
+            prop_assert_eq!(parse_lease(&format_lease(&lease)), Some(lease));
+            let lease_duration = Duration::from_millis(epoch);
+            let worker = WorkerEntry {
+                incarnation: origin, joined: epoch, lease_duration, capacity: 7,
+                further: further.clone(),
+            };
+            prop_assert_eq!(parse_worker(&format_worker(&worker)), Some(worker));
+            let head = LeaseTable {
+                generation: epoch, cleared: origin, first_poll: 7, latest_epoch: 8, further,
+                ..LeaseTable::default()
+            };
+            let mut parsed = LeaseTable::default();
+            prop_assert!(parse_head(&format_head(&head), &mut parsed));
+            prop_assert_eq!(parsed, head);
         }
 
         #[test]
-        fn lease_line_without_start_is_parsed(epoch: u64, is_shard_expired: bool) {
+        fn lease_text_of_an_earlier_version_is_parsed(epoch in 0..=LIMIT, is_shard_expired: bool) {
             let state = if is_shard_expired { LOST } else { NONE };
             let lease = parse_lease(&format!("{epoch} a - 7 - {state}")).unwrap();
             prop_assert_eq!((lease.epoch, lease.is_shard_expired), (epoch, is_shard_expired));
@@ -189,6 +250,7 @@ mod tests {
                 prop_assert!(text.starts_with(&lease.epoch.to_string()) || text.starts_with('0'));
             }
             let _never_panics = parse_worker(&text);
+            let _never_panics = parse_head(&text, &mut LeaseTable::default());
         }
     }
 }

@@ -13,12 +13,13 @@ pub(super) enum Key {
     Leases,
     Workers,
     Fleet,
+    Steps,
 }
 
 impl Key {
     /// The keys in the order of the scripts' numbers, from 1.
-    const ALL: [Self; 5] =
-        [Self::Format, Self::Checkpoints, Self::Leases, Self::Workers, Self::Fleet];
+    const ALL: [Self; 6] =
+        [Self::Format, Self::Checkpoints, Self::Leases, Self::Workers, Self::Fleet, Self::Steps];
 
     pub(super) fn numbered(number: &str) -> Option<Self> {
         Self::ALL.get(number.parse::<usize>().ok()?.checked_sub(1)?).copied()
@@ -31,6 +32,7 @@ impl Key {
             Self::Leases => "leases",
             Self::Workers => "workers",
             Self::Fleet => "fleet",
+            Self::Steps => "steps",
         }
     }
 
@@ -42,6 +44,7 @@ impl Key {
             Self::Leases => "leases",
             Self::Workers => "workers",
             Self::Fleet => "the numbers of a table",
+            Self::Steps => "steps",
         }
     }
 
@@ -53,6 +56,7 @@ impl Key {
             Self::Leases => "a lease",
             Self::Workers => "a worker",
             Self::Fleet => "a number",
+            Self::Steps => "a step",
         }
     }
 }
@@ -74,7 +78,7 @@ impl Keys {
         format!("{}:{}", self.prefix, key.name())
     }
 
-    pub(super) fn all(&self) -> [String; 5] {
+    pub(super) fn all(&self) -> [String; 6] {
         Key::ALL.map(|key| self.of_part(key))
     }
 }

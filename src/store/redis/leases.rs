@@ -1,6 +1,6 @@
-//! Leases in Redis: the arguments of the scripts, and the parsing of their replies.
+//! The entries of a lease table in Redis: the arguments of the scripts, and the parsing of their
+//! replies.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,14 +11,11 @@ use redis::{FromRedisValue, Script, ScriptInvocation, Value};
 use super::RedisStore;
 use super::errors::{classify, classify_script_error, corrupt_value, shard_of};
 use super::keys::{Key, Keys};
-use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::record::ShardId;
 use crate::store::Scope;
 use crate::store::lease::{
-    AdminEdit, Change, EditOutcome, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse,
-    IfLeased, Lease, LeaseStore, LeaseTable, Membership, SaveOutcome, WorkerEntry, format_name,
-    format_parents, format_start, parse_lease, parse_name, parse_worker,
+    EntryChange, EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, Heartbeat, Heartbeats,
+    LeaseStore, Step, format_name, parse_name,
 };
 
 /// The largest integer that Lua represents exactly.
@@ -28,11 +25,11 @@ impl LeaseStore for RedisStore {
     fn exchange<'a>(
         &'a self,
         scope: &'a Scope,
-        request: &'a HeartbeatRequest,
-    ) -> BoxFuture<'a, Result<HeartbeatResponse>> {
+        exchange: &'a Exchange,
+    ) -> BoxFuture<'a, Result<Exchanged>> {
         async move {
             let call = ScriptCall::of(self, scope, &self.scripts.exchange);
-            call.run(|arguments| exchange_arguments(arguments, request)).await?.answer()
+            call.run(|arguments| exchange_arguments(arguments, exchange)).await?.exchanged()
         }
         .boxed()
     }
@@ -40,138 +37,115 @@ impl LeaseStore for RedisStore {
     fn save_fenced<'a>(
         &'a self,
         scope: &'a Scope,
-        positions: &'a [FencedCheckpoint],
-    ) -> BoxFuture<'a, Result<Vec<SaveOutcome>>> {
+        saves: &'a [FencedSave],
+    ) -> BoxFuture<'a, Result<Vec<FencedOutcome>>> {
         async move {
-            if positions.is_empty() {
-                return Ok(Vec::new());
-            }
-            let call = ScriptCall::of(self, scope, &self.scripts.save_fenced);
-            let arguments = |arguments: &mut ScriptInvocation<'_>| {
-                for FencedCheckpoint { shard, epoch, checkpoint } in positions {
-                    arguments.arg(shard.as_str()).arg(*epoch).arg(checkpoint.to_string());
-                }
-            };
-            call.run(arguments).await?.verdicts(positions.len())
+            let saves = saves.iter().map(|save| (Some(save.epoch), save));
+            self.save_texts(scope, saves.collect()).await
         }
         .boxed()
     }
 
-    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<LeaseTable>> {
-        async move {
-            let call = ScriptCall::of(self, scope, &self.scripts.table);
-            let mut reply = call.run(|_none| ()).await?;
-            let now: u64 = reply.number()?;
-            let (mut table, expiries) = reply.table()?;
-            table.retain_workers(|worker| expiries[worker] > now);
-            Ok(table)
-        }
-        .boxed()
-    }
-
-    fn edit<'a>(
-        &'a self,
-        scope: &'a Scope,
-        edit: &'a AdminEdit,
-        if_leased: IfLeased,
-    ) -> BoxFuture<'a, Result<EditOutcome>> {
-        async move {
-            let call = ScriptCall::of(self, scope, &self.scripts.edit);
-            let arguments = |arguments: &mut ScriptInvocation<'_>| {
-                arguments.arg(u8::from(if_leased == IfLeased::Force));
-                match edit {
-                    AdminEdit::Set { positions } => {
-                        arguments.arg("SET");
-                        for (shard, checkpoint) in positions {
-                            arguments.arg(shard.as_str()).arg(checkpoint.to_string());
-                        }
-                    }
-                    AdminEdit::Clear => {
-                        arguments.arg("CLEAR");
-                    }
-                }
-            };
-            let against: Option<String> = call.run(arguments).await?.next(Key::Leases)?;
-            let worker = against.and_then(|word| parse_name(&word));
-            Ok(worker.map_or(EditOutcome::Applied, |worker| EditOutcome::Refused { worker }))
-        }
-        .boxed()
+    fn unreadable(&self, scope: &Scope, key: &EntryKey, _text: &str) -> String {
+        let keys = Keys::of(scope);
+        let error = match key {
+            EntryKey::Lease(shard) => corrupt_value(&keys, Key::Leases, shard.as_str()),
+            EntryKey::Position(shard) => corrupt_value(&keys, Key::Checkpoints, shard.as_str()),
+            EntryKey::Worker(worker) => corrupt_value(&keys, Key::Workers, worker),
+            _ => corrupt_value(&keys, Key::Fleet, "generation"),
+        };
+        error.to_string()
     }
 }
 
-fn exchange_arguments(arguments: &mut ScriptInvocation<'_>, request: &HeartbeatRequest) {
-    let known = request.known.map(|(generation, version)| [generation, version]);
-    let [generation, version] =
-        known.map_or_else(<[String; 2]>::default, |known| known.map(|number| number.to_string()));
-    arguments
-        .arg(&*format_name(&request.worker))
-        .arg(request.incarnation)
-        .arg(millis(request.lease_duration))
-        .arg(request.capacity)
-        .arg(u8::from(request.leaving))
-        .arg(generation)
-        .arg(version)
-        .arg(u8::from(request.only_if_unchanged));
-    for change in &request.changes {
+impl RedisStore {
+    /// Saves positions, each if the stored text is the expected one and, where an epoch is given, if
+    /// the lease has it.
+    pub(super) async fn save_texts(
+        &self,
+        scope: &Scope,
+        saves: Vec<(Option<u64>, &FencedSave)>,
+    ) -> Result<Vec<FencedOutcome>> {
+        if saves.is_empty() {
+            return Ok(Vec::new());
+        }
+        let call = ScriptCall::of(self, scope, &self.scripts.save);
+        let count = saves.len();
+        let arguments = |arguments: &mut ScriptInvocation<'_>| {
+            for (epoch, save) in saves {
+                let epoch = epoch.map_or_else(String::new, |epoch| epoch.to_string());
+                let expected = optional(save.expected.as_deref());
+                arguments.arg(save.shard.as_str()).arg(epoch).arg(expected);
+                arguments.arg(optional(Some(&save.text)));
+            }
+        };
+        call.run(arguments).await?.outcomes(count)
+    }
+}
+
+fn exchange_arguments(arguments: &mut ScriptInvocation<'_>, exchange: &Exchange) {
+    let Exchange { step, beats, known } = exchange;
+    let version = |version: Option<u64>| version.map_or_else(String::new, |it| it.to_string());
+    let nothing = Step::default();
+    let Step { version: of_step, silent, entries } = step.as_ref().unwrap_or(&nothing);
+    arguments.arg(version(*known)).arg(version(*of_step)).arg(silent.len());
+    for Heartbeat { worker, mark } in silent {
+        arguments.arg(&*format_name(worker)).arg(if mark.is_empty() { NEVER } else { mark });
+    }
+    let fields = |change: &EntryChange| if change.key == EntryKey::Head { HEAD.len() } else { 1 };
+    arguments.arg(entries.iter().map(fields).sum::<usize>());
+    for change in entries {
         change_arguments(arguments, change);
     }
+    for beat in beats {
+        let duration = u64::try_from(beat.lease_duration.as_millis()).unwrap_or(LIMIT).min(LIMIT);
+        arguments.arg(&*format_name(&beat.worker)).arg(&*beat.entry).arg(duration);
+    }
 }
 
-fn change_arguments(arguments: &mut ScriptInvocation<'_>, change: &Change) {
-    let position = |checkpoint: &Option<Checkpoint>| {
-        checkpoint.as_ref().map_or_else(String::new, Checkpoint::to_string)
+/// The expiry of a worker of which no heartbeat was noted.
+const NEVER: &str = "0";
+
+/// The expected text of an entry that is changed whatever its text is.
+const ANY: &[u8] = b"*";
+
+/// The fields of the head's words, in their order.
+const HEAD: [&str; 5] = ["generation", "cleared", "first_poll", "epoch", "further"];
+
+/// Adds the change of an entry. Each word of the head is a field of its own.
+fn change_arguments(arguments: &mut ScriptInvocation<'_>, change: &EntryChange) {
+    let (expected, text) = (change.expected.as_deref(), change.text.as_deref());
+    let (kind, field) = match &change.key {
+        EntryKey::Worker(worker) => ("W", format_name(worker)),
+        EntryKey::Lease(shard) => ("L", shard.as_str().into()),
+        EntryKey::Position(shard) => ("P", shard.as_str().into()),
+        _ => {
+            let word = |text: Option<&str>, index| {
+                optional(text.and_then(|text| text.splitn(HEAD.len(), ' ').nth(index)))
+            };
+            for (index, field) in HEAD.into_iter().enumerate() {
+                arguments.arg("F").arg(field).arg(word(expected, index)).arg(word(text, index));
+            }
+            return;
+        }
     };
-    match change {
-        Change::Begin { first_poll } => arguments.arg("BEGIN").arg(*first_poll),
-        Change::Add { shard, parents, start, checkpoint } => arguments
-            .arg("ADD")
-            .arg(shard.as_str())
-            .arg(format_parents(parents))
-            .arg(format_start(start.as_ref()))
-            .arg(position(checkpoint)),
-        Change::Identify { shard, start } => {
-            arguments.arg("IDENTIFY").arg(shard.as_str()).arg(format_start(start.as_ref()))
-        }
-        Change::Replace { shard, parents, start, checkpoint } => arguments
-            .arg("REPLACE")
-            .arg(shard.as_str())
-            .arg(format_parents(parents))
-            .arg(start.as_str())
-            .arg(checkpoint.to_string()),
-        Change::Assign { shard, to } => {
-            arguments.arg("ASSIGN").arg(shard.as_str()).arg(&*format_name(to))
-        }
-        Change::Offer { shard, to } => {
-            arguments.arg("OFFER").arg(shard.as_str()).arg(&*format_name(to))
-        }
-        Change::Release { shard, epoch } => {
-            arguments.arg("RELEASE").arg(shard.as_str()).arg(*epoch)
-        }
-        Change::Finish { shard, epoch } => arguments.arg("FINISH").arg(shard.as_str()).arg(*epoch),
-        Change::MarkExpired { shard } => arguments.arg("LOSE").arg(shard.as_str()),
-        Change::Forget { shard } => arguments.arg("FORGET").arg(shard.as_str()),
-        Change::ReviveWorker { worker, member } => {
-            let WorkerEntry { incarnation, joined, lease_duration, capacity } = member;
-            arguments
-                .arg("VOUCH")
-                .arg(&*format_name(worker))
-                .arg(*incarnation)
-                .arg(*joined)
-                .arg(millis(*lease_duration))
-                .arg(*capacity)
-        }
-        Change::Restore { shard, incarnation, lease } => arguments
-            .arg("RESTORE")
-            .arg(shard.as_str())
-            .arg(*incarnation)
-            .arg(lease.line())
-            .arg(u8::from(lease.parents.is_some()))
-            .arg(position(&lease.checkpoint)),
-    };
+    let expected = if change.is_forced { ANY.to_vec() } else { optional(expected) };
+    arguments.arg(kind).arg(&*field).arg(expected).arg(optional(text));
 }
 
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(LIMIT).min(LIMIT)
+/// The beginning of the text that stands for stored bytes which are not UTF-8. The bytes follow in
+/// hexadecimal.
+const NOT_UTF8: &str = "\0bytes:";
+
+/// Formats a text that may be absent as an argument of a script.
+fn optional(text: Option<&str>) -> Vec<u8> {
+    let Some(text) = text else { return Vec::new() };
+    let bytes = text.strip_prefix(NOT_UTF8).map(|digits| {
+        let pairs = digits.as_bytes().chunks(2);
+        let byte = |pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+        pairs.filter_map(byte).collect()
+    });
+    [b"=".to_vec(), bytes.unwrap_or_else(|| text.as_bytes().to_vec())].concat()
 }
 
 /// A script with the keys of one application and stream.
@@ -210,104 +184,88 @@ struct Reply<'a> {
 }
 
 impl Reply<'_> {
-    /// Returns the next part, which concerns this key; nil after the last part.
-    fn next<T: FromRedisValue>(&mut self, key: Key) -> Result<T> {
+    /// Returns the next part; nil after the last part.
+    fn next<T: FromRedisValue>(&mut self) -> Result<T> {
         let part = self.parts.next().unwrap_or(Value::Nil);
+        let key = || self.keys.of_part(Key::Fleet);
         T::from_redis_value(part)
-            .map_err(|error| classify(error.into(), &self.store.address, &self.keys.of_part(key)))
+            .map_err(|error| classify(error.into(), &self.store.address, &key()))
     }
 
-    fn number(&mut self) -> Result<u64> {
-        self.next(Key::Fleet)
+    /// Returns the next text, which may be absent.
+    fn next_text(&mut self) -> Result<Option<Arc<str>>> {
+        Ok(text_of(&self.next::<Vec<u8>>()?))
     }
 
-    fn answer(mut self) -> Result<HeartbeatResponse> {
-        let membership: String = self.next(Key::Workers)?;
-        let membership = match &*membership {
-            "RENEWED" => Membership::Renewed,
-            "JOINED" => Membership::Joined,
-            "OCCUPIED" => Membership::Occupied,
-            "LEFT" => Membership::Left,
-            _ => return Err(unknown(&membership)),
-        };
-        let applied = self.next(Key::Workers)?;
-        let table = if self.parts.len() > 0 { Some(self.table()?.0) } else { None };
-        Ok(HeartbeatResponse { membership, applied, table })
-    }
-
-    fn verdicts(mut self, count: usize) -> Result<Vec<SaveOutcome>> {
-        let mut verdict = || {
-            let verdict: String = self.next(Key::Checkpoints)?;
-            match &*verdict {
-                "SAVED" => Ok(SaveOutcome::Saved),
-                "FORGOTTEN" => Ok(SaveOutcome::Forgotten),
-                "LOST" => Ok(SaveOutcome::Lost),
-                "UNREADABLE" => Ok(SaveOutcome::Unreadable),
-                _ => Err(unknown(&verdict)),
-            }
-        };
-        (0..count).map(|_| verdict()).collect()
-    }
-
-    /// Parses a whole table, with the expiry of each worker.
-    fn table(&mut self) -> Result<(LeaseTable, HashMap<Arc<str>, u64>)> {
-        let mut table = LeaseTable {
-            generation: self.number()?,
-            version: self.number()?,
-            cleared: self.number()?,
-            first_poll: self.number()?,
-            ..LeaseTable::default()
-        };
-        let mut expiries = HashMap::new();
-        for (word, line) in self.fields(Key::Workers)? {
-            let word = String::from_utf8_lossy(&word);
-            // The script replaces a worker that it cannot parse.
-            let (Some(name), Some((member, expiry))) = (parse_name(&word), parse_worker(&line))
-            else {
-                continue;
+    fn exchanged(mut self) -> Result<Exchanged> {
+        let is_made = self.next()?;
+        let version = self.next()?;
+        let is_whole = self.next()?;
+        let time = Some(Duration::from_micros(self.next()?));
+        let expired: Vec<Vec<u8>> = self.next()?;
+        let beats = expired.chunks_exact(2).filter_map(|pair| {
+            let (name, mark) = (&pair[0], &pair[1]);
+            let mark = String::from_utf8_lossy(mark);
+            Some(Heartbeat::new(name_of(name)?, if mark == NEVER { "" } else { &*mark }))
+        });
+        let heartbeats = Heartbeats::Expired(beats.collect());
+        let head: Vec<Vec<u8>> = self.next()?;
+        let head: Vec<_> = head.iter().map(|word| String::from_utf8_lossy(word)).collect();
+        let head = head.join(" ").trim_end().to_owned();
+        let parts: Vec<Vec<u8>> = self.next()?;
+        let is_of_head =
+            |part: &[Vec<u8>]| part[0] == b"F" && HEAD.iter().any(|it| part[1] == it.as_bytes());
+        let has_head = parts.chunks_exact(3).any(is_of_head);
+        let head = Some(head).filter(|head| !head.is_empty()).map(Into::into);
+        let head = has_head.then_some((EntryKey::Head, head));
+        let entries = parts.chunks_exact(3).filter_map(|part| {
+            let (kind, field, text) = (&*part[0], &part[1], text_of(&part[2]));
+            let key = match kind {
+                b"W" => EntryKey::Worker(name_of(field)?),
+                b"L" => EntryKey::Lease(shard_of(&self.keys, Key::Leases, field)?),
+                b"P" => EntryKey::Position(shard_of(&self.keys, Key::Checkpoints, field)?),
+                _ => return None,
             };
-            expiries.insert(Arc::clone(&name), expiry);
-            table.workers.insert(name, member);
-        }
-        for (field, line) in self.fields(Key::Leases)? {
-            let Some(shard) = shard_of(&self.keys, Key::Leases, &field) else { continue };
-            let lease = parse_lease(&line).unwrap_or_else(|| self.unreadable(Key::Leases, &shard));
-            table.leases.insert(shard, lease);
-        }
-        for (field, text) in self.fields(Key::Checkpoints)? {
-            let Some(shard) = shard_of(&self.keys, Key::Checkpoints, &field) else { continue };
-            let lease = table.leases.entry(shard.clone()).or_default();
-            match text.parse() {
-                Ok(_) if lease.unreadable.is_some() => {}
-                Ok(checkpoint) => lease.checkpoint = Some(checkpoint),
-                Err(_) => *lease = self.unreadable(Key::Checkpoints, &shard),
-            }
-        }
-        Ok((table, expiries))
+            Some((key, text))
+        });
+        let entries = head.into_iter().chain(entries).collect();
+        Ok(Exchanged { is_made, version, is_whole, entries, heartbeats, time })
     }
 
-    /// Returns the lease of a shard with a field that cannot be parsed.
-    fn unreadable(&self, key: Key, shard: &ShardId) -> Lease {
-        let why = corrupt_value(&self.keys, key, shard.as_str()).to_string();
-        Lease { unreadable: Some(why.into()), ..Lease::default() }
+    fn outcomes(mut self, count: usize) -> Result<Vec<FencedOutcome>> {
+        if self.parts.len() != 3 * count {
+            return Err(unknown());
+        }
+        let mut outcome = || {
+            Ok(FencedOutcome {
+                is_saved: self.next()?,
+                lease: self.next_text()?,
+                position: self.next_text()?,
+            })
+        };
+        (0..count).map(|_| outcome()).collect()
     }
+}
 
-    /// Returns the fields of a hash. Bytes that are not UTF-8 do not parse as a number or
-    /// checkpoint either.
-    fn fields(&mut self, key: Key) -> Result<HashMap<Vec<u8>, String>> {
-        let fields: HashMap<Vec<u8>, Vec<u8>> = self.next(key)?;
-        let text = |text: Vec<u8>| String::from_utf8_lossy(&text).into_owned();
-        Ok(fields.into_iter().map(|(field, value)| (field, text(value))).collect())
+/// Parses the field of a worker; `None` if it is not the form of any name.
+fn name_of(field: &[u8]) -> Option<Arc<str>> {
+    let word = std::str::from_utf8(field).ok()?;
+    parse_name(word).filter(|name| format_name(name) == word)
+}
+
+/// Parses a text that may be absent from a reply of a script.
+fn text_of(bytes: &[u8]) -> Option<Arc<str>> {
+    let bytes = bytes.strip_prefix(b"=")?;
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        return Some(text.into());
     }
+    let digits: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    Some(format!("{NOT_UTF8}{}", digits.concat()).into())
 }
 
 /// Returns the error for an unknown reply. The scripts are part of this version, so only a server
 /// that is not Redis gives such a reply.
-fn unknown(answer: &str) -> Error {
-    Error::new(
-        ErrorKind::StoreCorrupt,
-        format!(
-            "unexpected reply {answer:?} from a Redis script; check that the server is Redis or Valkey"
-        ),
-    )
+fn unknown() -> Error {
+    let message = "unexpected reply from a Redis script; check that the server is Redis or Valkey";
+    Error::new(ErrorKind::StoreCorrupt, message)
 }

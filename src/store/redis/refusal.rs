@@ -58,6 +58,9 @@ impl Refusal {
         let inner = text.contains("running script").then(|| text.split_once(": -")).flatten();
         let (code, text) =
             inner.and_then(|(_, inner)| inner.split_once(' ')).unwrap_or((code, text));
+        // A long command on a connection without a valid password.
+        let code =
+            if text.starts_with("Protocol error: unauthenticated") { "NOAUTH" } else { code };
         Some(Self { code: code.to_owned(), text: shown(text) })
     }
 

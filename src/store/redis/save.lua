@@ -1,26 +1,24 @@
--- Saves checkpoints in one step, and none backwards.
---
--- ARGV  shard, checkpoint, shard, checkpoint, …
---
--- Returns the first shard with a stored checkpoint that cannot be parsed; that checkpoint is not
--- changed.
---
--- The script is idempotent.
-
 return run(function()
-  read_format()
-  local first = false
-  for index = 1, #ARGV, 2 do
-    local shard = ARGV[index]
-    place(shard)
-    if unreadable[CHECKPOINTS][shard] then
-      first = first or shard
-    else
-      advance(shard, parse(ARGV[index + 1]))
+  check_format()
+  local listed, answers = read('HGET', FLEET, 'keys'), {}
+  local has_lost = count_keys(listed) < 0
+  for index = 1, #ARGV, 4 do
+    local shard, epoch, text = ARGV[index], ARGV[index + 1], string.sub(ARGV[index + 3], 2)
+    local lease, stored = read('HGET', LEASES, shard), read('HGET', CHECKPOINTS, shard)
+    -- After a loss, no shard has a lease until an exchange has noticed it.
+    lease = not has_lost and lease
+    local in_force = epoch == '' or lease and string.match(lease, '^%d+') == epoch
+    local is_saved = in_force and argument_of(stored) == ARGV[index + 2]
+    if is_saved then
+      redis.call('HSET', KEYS[CHECKPOINTS], shard, text)
+      redis.call('SETNX', KEYS[FORMAT], '1')
     end
+    answers[#answers + 1] = is_saved and 1 or 0
+    answers[#answers + 1] = argument_of(lease)
+    answers[#answers + 1] = argument_of(is_saved and text or stored)
   end
-  return first
-end, function()
-  write_format()
-  write_places()
+  if listed and not has_lost and count_keys(listed) > 0 then
+    list_keys()
+  end
+  return answers
 end)

@@ -1,4 +1,17 @@
-//! The Lua scripts that run on the server, each assembled from shared parts.
+//! The Lua scripts that run on the server, each with its arguments and its reply.
+//!
+//! A script reads everything that may fail before it writes anything, since Redis does not roll back
+//! the writes of a script that fails later. In arguments and replies, a text that exists begins with
+//! `=`, and an absent one is empty.
+//!
+//! An entry is given by its kind and its field: `F` is a number of the table, `W` a worker, `L` a
+//! lease and `P` a position. The line of a worker holds its expiry as the fourth word, which is its
+//! mark; the text of its entry has no such word.
+//!
+//! | script | arguments | reply |
+//! |---|---|---|
+//! | `exchange` | the known version and the version of the step, each empty if there is none; the number of silent workers, and for each its name and mark; the number of entries, and for each its kind, field, expected and new text; for each worker to renew its name, entry and lease duration in milliseconds | 1 if the step was made; the version; 1 if all entries are returned; the time in microseconds; the expired workers with their marks; the numbers of the head; the entries, each as kind, field and text |
+//! | `save` | for each position its shard, epoch (empty for any), expected and new text | for each position 1 if it is saved, the text of the lease, and the stored text |
 
 use redis::Script;
 
@@ -12,20 +25,14 @@ macro_rules! script {
 /// The scripts. Each runs as one atomic step.
 pub(super) struct Scripts {
     pub(super) save: Script,
-    pub(super) save_fenced: Script,
     pub(super) exchange: Script,
-    pub(super) edit: Script,
-    pub(super) table: Script,
 }
 
 impl Scripts {
     pub(super) fn new() -> Self {
         Self {
-            save: script!("common.lua", "places.lua", "save.lua"),
-            save_fenced: script!("common.lua", "places.lua", "ledger.lua", "save_fenced.lua"),
-            exchange: script!("common.lua", "places.lua", "ledger.lua", "exchange.lua"),
-            edit: script!("common.lua", "places.lua", "ledger.lua", "edit.lua"),
-            table: script!("common.lua", "places.lua", "ledger.lua", "table.lua"),
+            save: script!("common.lua", "save.lua"),
+            exchange: script!("common.lua", "exchange.lua"),
         }
     }
 }

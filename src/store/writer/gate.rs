@@ -104,6 +104,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::store::lease::Leases;
     use crate::store::writer::FlushConfig;
     use crate::store::{MemoryStore, Scope};
     use crate::telemetry::Telemetry;
@@ -117,9 +118,10 @@ mod tests {
     #[tokio::test]
     async fn shut_gate_keeps_one_waker_per_reader() {
         let second = Duration::from_secs(1);
+        let scope = Scope::new("billing", "orders");
         let writer = Writer::spawn(
-            Arc::new(MemoryStore::new()),
-            Scope::new("billing", "orders"),
+            Leases::new(Arc::new(MemoryStore::new()), scope.clone()),
+            scope,
             FlushConfig { interval: second, max_unflushed: second },
             Telemetry::new(&"orders".into(), &"billing".into()),
         );

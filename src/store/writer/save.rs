@@ -43,11 +43,8 @@ impl WriterShared {
         let verdicts = if positions.is_empty() {
             Vec::new()
         } else {
-            with_timeout(self.store.save_fenced(&self.scope, &positions)).await?
+            with_timeout(self.leases.save_fenced(&positions)).await?
         };
-        if verdicts.len() != positions.len() {
-            return Err(wrong_outcome_count(positions.len(), verdicts.len()));
-        }
         let has_saved = !positions.is_empty();
         let mut state = self.lock();
         state.is_outage_reported &= !has_saved;
@@ -136,15 +133,4 @@ impl SettledPosition {
             log_line!(warn, %error, epoch, %checkpoint, "checkpoint not saved");
         }
     }
-}
-
-/// Returns the error for a store that responds with a wrong number of outcomes.
-fn wrong_outcome_count(positions: usize, verdicts: usize) -> Error {
-    Error::new(
-        ErrorKind::StoreCorrupt,
-        format!(
-            "save_fenced returned {verdicts} outcomes for {positions} positions, but must return one \
-         for each; fix the LeaseStore"
-        ),
-    )
 }

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use kinestream::store::Scope;
-use kinestream::store::lease::LeaseStore;
 use kinestream::testing::{Kinesis, Outcome, WrongListing};
 use kinestream::{
     CheckpointOn, ConsumerBuilder, EndingPosition, ErrorKind, MemoryStore, ShardId,
@@ -15,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::endings::{LONG, NOTHING, SECOND, rest};
 use crate::fleet::fleets::{Fleet, LEASE};
+use crate::lease_access::LeaseAccess;
 use crate::{assert_silent, calls, consumer, next, number, orders, shard_of};
 
 fn id(number: usize) -> ShardId {

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use kinestream::store::Scope;
-use kinestream::store::lease::{Change, HeartbeatRequest, LeaseStore};
+use kinestream::store::lease::{Change, HeartbeatRequest};
 use kinestream::testing::{Kinesis, Outcome, Shard, Stream, WrongListing};
-use kinestream::{CheckpointOn, CheckpointStore, MemoryStore};
+use kinestream::{CheckpointOn, MemoryStore};
 use tokio::time::timeout;
 
+use crate::lease_access::LeaseAccess;
 use crate::{assert_silent, consumer, next, number, orders, shard_of};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -117,7 +118,6 @@ async fn merged_child_stored_with_one_parent_waits_for_both() {
         add(&orders.shard(1), Vec::new()),
         add(&child, vec![orders.shard(0).id()]),
     ];
-    let leases: Arc<dyn LeaseStore> = Arc::new(store.clone()).leases().unwrap();
-    leases.exchange(&Scope::new("default", "orders"), &request).await.unwrap();
+    store.heartbeat(&Scope::new("default", "orders"), &request).await.unwrap();
     assert_child_waits_for_both(&kinesis, store, || (), "stored with one parent").await;
 }

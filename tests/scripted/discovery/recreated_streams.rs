@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use kinestream::store::Scope;
-use kinestream::store::lease::{Lease, LeaseStore};
+use kinestream::store::lease::Lease;
 use kinestream::testing::{Kinesis, Outcome, Shard, Stream, WrongListing};
 use kinestream::{Checkpoint, CheckpointStore, ErrorKind, Event, MemoryStore, OnTrimmed, ShardId};
 use tokio::time::timeout;
 
+use crate::lease_access::LeaseAccess;
 use crate::{assert_silent, calls, consumer, next, number, orders, read_first};
 
 const SHARD: &str = "shardId-000000000000";

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use kinestream::store::Scope;
-use kinestream::store::lease::{LeaseStore, LeaseTable};
+use kinestream::store::lease::LeaseTable;
 use kinestream::testing::{Kinesis, Stream};
 use kinestream::{Consumer, ConsumerBuilder, ErrorKind, MemoryStore, Record};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::lease_access::LeaseAccess;
 use crate::{calls, consumer, next, number, orders, shard_of};
 
 pub(crate) const LEASE: Duration = Duration::from_secs(9);

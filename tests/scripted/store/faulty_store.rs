@@ -9,8 +9,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use kinestream::store::Scope;
 use kinestream::store::lease::{
-    AdminEdit, Change, EditOutcome, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse,
-    IfLeased, LeaseStore, LeaseTable, SaveOutcome,
+    EntryChange, EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, LeaseStore,
 };
 use kinestream::{Checkpoint, CheckpointStore, Error, ErrorKind, MemoryStore, Result, ShardId};
 use tokio::time::timeout;
@@ -37,20 +36,35 @@ pub(crate) struct FaultyStore {
 
 impl FaultyStore {
     /// Returns true if the response to this exchange is lost.
-    fn loses_answer(&self, request: &HeartbeatRequest) -> bool {
-        let stores_loss = |change: &Change| {
-            matches!(
-                change,
-                Change::Finish { .. } | Change::MarkExpired { .. } | Change::Replace { .. }
-            )
+    fn loses_answer(&self, exchange: &Exchange) -> bool {
+        let stores_loss = |change: &EntryChange| {
+            let text = change.text.as_deref().unwrap_or_default();
+            match change.key {
+                EntryKey::Lease(_) => text.contains(" LOST "),
+                EntryKey::Position(_) => change.expected.is_some(),
+                _ => false,
+            }
         };
         let left = self.lost_answers.load(Ordering::SeqCst);
-        let is_shard_expired =
-            left > 0 && request.only_if_unchanged && request.changes.iter().any(stores_loss);
-        if is_shard_expired {
+        let step = exchange.step.as_ref().filter(|step| left > 0 && step.version.is_some());
+        let is_lost = step.is_some_and(|step| step.entries.iter().any(stores_loss));
+        if is_lost {
             self.lost_answers.store(left - 1, Ordering::SeqCst);
         }
-        is_shard_expired
+        is_lost
+    }
+}
+
+/// Removes the shards that an exchange adds.
+fn drop_added(exchange: &mut Exchange) {
+    let Some(step) = &mut exchange.step else { return };
+    let is_added = |change: &EntryChange| change.expected.is_none();
+    step.entries.retain(|change| match change.key {
+        EntryKey::Lease(_) | EntryKey::Position(_) => !is_added(change),
+        _ => true,
+    });
+    if step.entries.is_empty() {
+        exchange.step = None;
     }
 }
 
@@ -81,19 +95,19 @@ impl LeaseStore for FaultyStore {
     fn exchange<'a>(
         &'a self,
         scope: &'a Scope,
-        request: &'a HeartbeatRequest,
-    ) -> BoxFuture<'a, Result<HeartbeatResponse>> {
+        exchange: &'a Exchange,
+    ) -> BoxFuture<'a, Result<Exchanged>> {
         async move {
             self.exchanges.fetch_add(1, Ordering::SeqCst);
             if self.fails.load(Ordering::SeqCst) {
                 return Err(unavailable());
             }
-            let mut request = request.clone();
+            let mut exchange = exchange.clone();
             if self.adds_no_shards.load(Ordering::SeqCst) {
-                request.changes.retain(|change| !matches!(change, Change::Add { .. }));
+                drop_added(&mut exchange);
             }
-            let answer = self.stored.exchange(scope, &request).await?;
-            if self.loses_answer(&request) { Err(unavailable()) } else { Ok(answer) }
+            let answer = self.stored.exchange(scope, &exchange).await?;
+            if self.loses_answer(&exchange) { Err(unavailable()) } else { Ok(answer) }
         }
         .boxed()
     }
@@ -101,29 +115,16 @@ impl LeaseStore for FaultyStore {
     fn save_fenced<'a>(
         &'a self,
         scope: &'a Scope,
-        positions: &'a [FencedCheckpoint],
-    ) -> BoxFuture<'a, Result<Vec<SaveOutcome>>> {
+        saves: &'a [FencedSave],
+    ) -> BoxFuture<'a, Result<Vec<FencedOutcome>>> {
         async move {
-            let mut verdicts = self.stored.save_fenced(scope, positions).await?;
+            let mut outcomes = self.stored.save_fenced(scope, saves).await?;
             if self.omits_outcomes.load(Ordering::SeqCst) {
-                verdicts.pop();
+                outcomes.pop();
             }
-            Ok(verdicts)
+            Ok(outcomes)
         }
         .boxed()
-    }
-
-    fn table<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<LeaseTable>> {
-        self.stored.table(scope)
-    }
-
-    fn edit<'a>(
-        &'a self,
-        scope: &'a Scope,
-        edit: &'a AdminEdit,
-        if_leased: IfLeased,
-    ) -> BoxFuture<'a, Result<EditOutcome>> {
-        self.stored.edit(scope, edit, if_leased)
     }
 }
 

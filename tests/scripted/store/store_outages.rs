@@ -8,13 +8,14 @@ use std::time::Duration;
 use futures::future::{BoxFuture, ready};
 use futures::{FutureExt, StreamExt};
 use kinestream::store::Scope;
-use kinestream::store::lease::{Change, HeartbeatRequest, LeaseStore};
+use kinestream::store::lease::{Change, HeartbeatRequest};
 use kinestream::{Checkpoint, CheckpointStore, Error, ErrorKind, ShardId};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::fleet::fleets::{Fleet, LEASE, RENEWAL};
 use crate::gated::{Gated, GatedCall};
+use crate::lease_access::LeaseAccess;
 use crate::{next, number};
 
 /// Calls to a failing store are retried with back-off, also if a change waits to be stored. The
@@ -119,18 +120,19 @@ async fn sole_worker_without_its_store_reads_until_its_lease_expires() {
     let scope = Scope::new("default", "orders");
     let mut request = HeartbeatRequest::new("b", 1, LEASE);
     request.capacity = 1;
-    let table = fleet.store.exchange(&scope, &request).await.unwrap().table.unwrap();
+    let table = fleet.store.heartbeat(&scope, &request).await.unwrap().table.unwrap();
     assert!(!table.workers.contains_key("a"));
     for turns in &turns {
         turns.forget_permits(usize::MAX);
     }
-    turns[0].add_permits(1);
+    // One exchange shows that worker `a` was removed, and one joins again.
+    turns[0].add_permits(2);
     is_down.store(false, Ordering::SeqCst);
     while !fleet.store.table(&scope).await.unwrap().workers.contains_key("a") {
         sleep(Duration::from_millis(10)).await;
     }
     request.changes = vec![Change::Assign { shard: shard.id(), to: "b".into() }];
-    fleet.store.exchange(&scope, &request).await.unwrap();
+    fleet.store.heartbeat(&scope, &request).await.unwrap();
     let waiting = timeout(LEASE / 3, records.next()).await;
     assert!(waiting.is_err(), "expected no record while another worker has the lease: {waiting:?}");
     // When the other worker releases the lease, worker `a` resumes from the position saved before
@@ -139,7 +141,7 @@ async fn sole_worker_without_its_store_reads_until_its_lease_expires() {
         turns.add_permits(1000);
     }
     request.leaving = true;
-    fleet.store.exchange(&scope, &request).await.unwrap();
+    fleet.store.heartbeat(&scope, &request).await.unwrap();
     while number(&next(&mut records).await) < 2 {}
 }
 

@@ -5,13 +5,14 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kinestream::store::Scope;
-use kinestream::store::lease::{Change, HeartbeatRequest, LeaseStore, LeaseTable};
+use kinestream::store::lease::{Change, HeartbeatRequest, LeaseTable};
 use kinestream::testing::Shard;
 use kinestream::{CheckpointStore, MemoryStore, OnTrimmed, ShardId, StartingPosition};
 use tokio::time::Instant;
 
 use super::reader::ActReader;
 use super::{Act, POLICIES};
+use crate::lease_access::LeaseAccess;
 use crate::seeds::pick;
 use crate::truth::Promise;
 
@@ -178,7 +179,7 @@ impl Act {
             Remaining::Leases => {
                 let table = self.store.table(&scope).await.expect("the memory store never fails");
                 emptied
-                    .exchange(&scope, &leases_of(&table))
+                    .heartbeat(&scope, &restored(&table))
                     .await
                     .expect("the memory store never fails");
             }
@@ -292,7 +293,7 @@ impl Act {
 }
 
 /// Returns a request that restores the leases of a table without their positions.
-fn leases_of(table: &LeaseTable) -> HeartbeatRequest {
+fn restored(table: &LeaseTable) -> HeartbeatRequest {
     let revived = table.workers.iter().map(|(worker, member)| Change::ReviveWorker {
         worker: worker.clone(),
         member: member.clone(),

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use futures::future::join;
 use kinestream::store::Scope;
-use kinestream::store::lease::LeaseStore;
 use kinestream::testing::{Outcome, Shard};
 use kinestream::{
     Checkpoint, CheckpointOn, ErrorKind, IfLeased, OnTrimmed, Record, ShardId, ShardOrdering,
@@ -17,6 +16,7 @@ use tokio::time::{Instant, sleep};
 use super::horizon::{DAY, HOUR};
 use super::reader::ActReader;
 use super::{Act, PATIENCE, POLICIES};
+use crate::lease_access::LeaseAccess;
 use crate::seeds::pick;
 use crate::truth::Promise;
 

@@ -20,7 +20,8 @@ impl LeaseSuite<'_> {
         edit: &AdminEdit,
         if_leased: IfLeased,
     ) -> EditOutcome {
-        let outcome = self.store.edit(scope, edit, if_leased).await;
+        let operator = Actor::new(self.store, scope, "operator");
+        let outcome = operator.access().edit(edit, if_leased).await;
         outcome.unwrap_or_else(|error| panic!("an edit succeeds on a healthy store: {error}"))
     }
 

@@ -29,7 +29,7 @@ impl LeaseSuite<'_> {
             unlisted: None,
             added: Some(3),
             checkpoint: Some(checkpoint("AFTER_SEQUENCE_NUMBER:5")),
-            unreadable: None,
+            ..Lease::default()
         };
         a.exchange([a.restore(0, &known)]).await;
         assert_eq!(a.lease(0), known, "a missing lease is restored");

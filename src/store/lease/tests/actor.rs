@@ -4,8 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{checkpoint, shard};
+use crate::clock::Clock;
 use crate::record::SequenceNumber;
 use crate::store::Scope;
+use crate::store::lease::access::Access;
+use crate::store::lease::saves::Saves;
+use crate::store::lease::view::View;
 use crate::store::lease::{
     Change, FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, Lease, LeaseStore, LeaseTable,
     SaveOutcome,
@@ -15,6 +19,9 @@ use crate::store::lease::{
 pub(super) struct Actor<'a> {
     store: &'a dyn LeaseStore,
     scope: &'a Scope,
+    clock: Clock,
+    saves: Saves,
+    view: View,
     name: Arc<str>,
     pub(super) incarnation: u64,
     pub(super) lease_duration: Duration,
@@ -34,6 +41,9 @@ impl<'a> Actor<'a> {
         Self {
             store,
             scope,
+            clock: Clock::default(),
+            saves: Saves::default(),
+            view: View::default(),
             name,
             incarnation,
             lease_duration,
@@ -62,7 +72,9 @@ impl<'a> Actor<'a> {
         changes: impl IntoIterator<Item = Change>,
     ) -> HeartbeatResponse {
         let request = self.request(changes);
-        let answer = match self.store.exchange(self.scope, &request).await {
+        let Self { store, scope, clock, saves, .. } = self;
+        let access = Access { store: *store, scope, clock, saves };
+        let answer = match access.exchange(&mut self.view, &request).await {
             Ok(answer) => answer,
             Err(error) => panic!("an exchange succeeds on a healthy store: {error}"),
         };
@@ -71,9 +83,14 @@ impl<'a> Actor<'a> {
                 (table.generation, table.version) != (self.known.generation, self.known.version),
                 "the table is returned only if it is not the known one"
             );
-            self.known = table.clone();
+            self.known = LeaseTable::clone(table);
         }
         answer
+    }
+
+    pub(super) fn access(&self) -> Access<'_> {
+        let Self { store, scope, clock, saves, .. } = self;
+        Access { store: *store, scope, clock, saves }
     }
 
     /// Renews, and returns the table.
@@ -94,7 +111,7 @@ impl<'a> Actor<'a> {
     }
 
     pub(super) async fn table(&self) -> LeaseTable {
-        match self.store.table(self.scope).await {
+        match self.access().table().await {
             Ok(table) => table,
             Err(error) => panic!("reading the table succeeds on a healthy store: {error}"),
         }
@@ -119,7 +136,7 @@ impl<'a> Actor<'a> {
             [FencedCheckpoint { shard: shard(index), epoch, checkpoint: checkpoint(place) }];
         // Twice, since a save that was carried out may be retried.
         for _ in 0..2 {
-            let verdicts = self.store.save_fenced(self.scope, &position).await;
+            let verdicts = self.access().save_fenced(&position).await;
             assert!(
                 matches!(&verdicts, Ok(verdicts) if verdicts[..] == [expected]),
                 "saving {position:?} returns {expected:?}, not {verdicts:?}"

@@ -25,6 +25,7 @@ impl LeaseSuite<'_> {
             EditOutcome::Applied,
             "a forced edit is applied"
         );
+        a.look().await;
         a.exchange([begin(9)]).await;
         assert_eq!(a.known.first_poll, 9, "a cleared table takes another first poll");
 

@@ -1,0 +1,346 @@
+//! Use of a lease table in a store: read, decide by the rules, and make the step; again if another
+//! worker was faster.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use tokio::time::{Instant, sleep};
+
+use super::change::{AdminEdit, Change, EditOutcome, IfLeased};
+use super::contract::{Beat, EntryKey, Exchange, Heartbeat, LeaseStore, Step};
+use super::heartbeat::{HeartbeatRequest, HeartbeatResponse, Membership};
+use super::saves::Saves;
+use super::table::{Lease, LeaseTable, WorkerEntry};
+use super::view::View;
+use crate::backoff::{Backoff, CONFLICTS};
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::Scope;
+
+/// The rounds of one heartbeat after the one that makes its changes: to join again after a removal,
+/// and to remove the workers that an answer shows to have expired.
+const MAX_ROUNDS_AFTER: u32 = 4;
+
+/// The conflicts of one heartbeat after which the whole table is read once, in case that the store
+/// does not show the entries that differ.
+const MAX_CONFLICTS: u32 = 3;
+
+/// Access to the table of one application and stream.
+#[derive(Clone, Copy)]
+pub(super) struct Access<'a> {
+    pub(super) store: &'a dyn LeaseStore,
+    pub(super) scope: &'a Scope,
+    pub(super) clock: &'a Clock,
+    pub(super) saves: &'a Saves,
+}
+
+/// One round of a heartbeat.
+struct Round {
+    exchange: Exchange,
+    /// True if the worker joins in this round.
+    is_joining: bool,
+    /// True if the round makes the requested changes.
+    is_applying: bool,
+    /// True if the round renews all workers after an outage.
+    is_amnesty: bool,
+}
+
+impl Round {
+    /// Returns true if the round has nothing to do after another one.
+    fn is_idle(&self) -> bool {
+        self.exchange.step.is_none() && !self.is_amnesty
+    }
+}
+
+impl Access<'_> {
+    /// See [`Leases::exchange`](super::Leases::exchange).
+    pub(super) async fn exchange(
+        &self,
+        view: &mut View,
+        request: &HeartbeatRequest,
+    ) -> Result<HeartbeatResponse> {
+        let mut conflicts = Backoff::new(CONFLICTS);
+        // The store may have been unreachable for all workers.
+        let mut was_away =
+            view.asked().is_some_and(|asked| asked.elapsed() >= request.lease_duration);
+        if was_away {
+            view.observe_again();
+        }
+        view.forget_expired();
+        let mut is_whole_due = request.known.is_none() && view.is_read;
+        if !view.is_read || !is_member(&view.table, request) {
+            let known = view.is_read.then_some(view.table.version).filter(|_| !is_whole_due);
+            self.ask(view, &Exchange { known, ..Exchange::default() }).await?;
+            is_whole_due = false;
+        }
+        let is_conditional = request.only_if_unchanged && !request.changes.is_empty();
+        // True if the changes were made, false if their condition did not hold.
+        let mut outcome = None;
+        // The text under which the worker was renewed last.
+        let mut renewed = None;
+        let (mut has_joined, mut rounds, mut failed) = (false, 0, 0);
+        loop {
+            let Some(mut round) = self.plan(view, request, outcome.is_none(), was_away) else {
+                let (membership, applied) = (Membership::Occupied, false);
+                return Ok(HeartbeatResponse { membership, applied, table: None });
+            };
+            let is_renewed = request.leaving || is_noted(view, &request.worker, renewed.as_ref());
+            if rounds > 0 && is_renewed && round.is_idle() {
+                break;
+            }
+            if rounds > MAX_ROUNDS_AFTER {
+                if is_renewed {
+                    break;
+                }
+                let message = "the store did not note the heartbeat of this worker";
+                return Err(Error::new(ErrorKind::StoreUnavailable, message));
+            }
+            round.exchange.known = (!is_whole_due).then_some(view.table.version);
+            let mine = round.exchange.beats.iter().find(|beat| beat.worker == request.worker);
+            renewed = mine.map(|beat| Arc::clone(&beat.entry));
+            let has_version = round.exchange.step.as_ref().is_some_and(|it| it.version.is_some());
+            let is_made = self.ask(view, &round.exchange).await?;
+            is_whole_due = false;
+            if round.is_amnesty {
+                was_away = false;
+                view.forget_expired();
+            }
+            if is_made {
+                has_joined |= round.is_joining;
+                outcome = outcome.or(Some(round.is_applying));
+                rounds += 1;
+            } else if is_conditional && outcome.is_none() {
+                // The caller decides again.
+                outcome = Some(false);
+                rounds += 1;
+            } else {
+                failed += 1;
+                // A conflict of expired workers does not keep this one from renewing.
+                let is_done = request.changes.is_empty() || outcome.is_some();
+                if is_done
+                    && failed >= MAX_CONFLICTS
+                    && is_noted(view, &request.worker, renewed.as_ref())
+                {
+                    break;
+                }
+                sleep(conflicts.failed()).await;
+                if has_version || failed == MAX_CONFLICTS {
+                    // The version has changed since, or the store does not show what differs.
+                    let known = (failed != MAX_CONFLICTS).then_some(view.table.version);
+                    self.ask(view, &Exchange { known, ..Exchange::default() }).await?;
+                }
+            }
+        }
+        let applied = outcome == Some(true);
+        self.saves.learn(view, &request.worker);
+        let version = (view.table.generation, view.table.version);
+        let table = (request.known != Some(version)).then(|| Arc::clone(&view.table));
+        let membership = match (request.leaving, has_joined) {
+            (true, _) => Membership::Left,
+            (false, true) => Membership::Joined,
+            (false, false) => Membership::Renewed,
+        };
+        Ok(HeartbeatResponse { membership, applied, table })
+    }
+
+    /// Plans one round of a heartbeat; `None` if another live worker has this name. The requested
+    /// changes are made if `applies` is true and their condition holds. `was_away` is true if this
+    /// worker may have expired before the exchange.
+    fn plan(
+        &self,
+        view: &mut View,
+        request: &HeartbeatRequest,
+        applies: bool,
+        was_away: bool,
+    ) -> Option<Round> {
+        let me = &request.worker;
+        let known = view.table.workers.get(me);
+        let is_mine = known.is_some_and(|entry| entry.incarnation == request.incarnation);
+        let is_anothers = known.is_some_and(|entry| entry.incarnation != 0) && !is_mine;
+        if is_anothers && !view.has_expired(me) {
+            return None;
+        }
+        // After an outage of the store, its first caller renews all.
+        let is_amnesty =
+            is_mine && !view.expired().is_empty() && (was_away || view.has_expired(me));
+        let entry = WorkerEntry {
+            capacity: request.capacity,
+            ..WorkerEntry::new(request.incarnation, 0, request.lease_duration)
+        };
+        let is_at_rest = (request.changes.is_empty() || !applies)
+            && !request.leaving
+            && view.table.generation > 0
+            && view.expired().is_empty()
+            && view.damaged_workers().is_empty()
+            && known.is_some_and(|known| known.states(&entry));
+        if is_at_rest {
+            let exchange = Exchange { beats: vec![view.beat(me, known?)], ..Exchange::default() };
+            let (is_joining, is_applying) = (false, applies);
+            return Some(Round { exchange, is_joining, is_applying, is_amnesty });
+        }
+        self.saves.move_to(view);
+        let now = self.now(view);
+        let mut after = LeaseTable::clone(&view.table);
+        let silent = if is_amnesty || !is_mine && request.leaving {
+            Vec::new()
+        } else {
+            let gone = view.expired().iter().filter(|it| after.workers.contains_key(&it.worker));
+            gone.filter(|beat| !is_mine || beat.worker != *me).cloned().collect()
+        };
+        for Heartbeat { worker, .. } in &silent {
+            after.remove(worker);
+        }
+        for worker in view.damaged_workers() {
+            let entry =
+                WorkerEntry { capacity: 0, ..WorkerEntry::new(0, 0, request.lease_duration) };
+            after.workers.entry(worker).or_insert(entry);
+        }
+        let is_new = !after.workers.contains_key(me);
+        if !request.leaving || !is_new {
+            after.join(now, me, &entry);
+        } else {
+            after.begin_generation(now);
+        }
+        let is_conditional = request.only_if_unchanged && !request.changes.is_empty();
+        let is_known = request.known == Some((view.table.generation, view.table.version));
+        let is_free = !is_conditional || is_known && view.changes_to(&after).is_empty();
+        let is_applying = applies && is_free;
+        if is_applying {
+            for change in &request.changes {
+                after.apply(now, me, request.lease_duration, change);
+            }
+        }
+        let removes = !silent.is_empty() || request.leaving && after.workers.contains_key(me);
+        if request.leaving {
+            after.remove(me);
+        }
+        let mut entries = view.changes_to(&after);
+        // The first poll depends on all shards, and a removal on all leases of its worker.
+        let begins = after.first_poll != view.table.first_poll;
+        let depends_on_all = removes || is_applying && (is_conditional || begins);
+        let version = depends_on_all.then_some(view.table.version);
+        if is_applying && version.is_none() {
+            let read: BTreeSet<EntryKey> =
+                request.changes.iter().flat_map(|change| reads(change, &view.table)).collect();
+            let changed: BTreeSet<EntryKey> = entries.iter().map(|it| it.key.clone()).collect();
+            entries.extend(read.difference(&changed).map(|key| view.unchanged(key.clone())));
+        }
+        let step =
+            (version.is_some() || !entries.is_empty()).then_some(Step { version, silent, entries });
+        let is_renewed = |worker: &Arc<str>| {
+            worker == me
+                || !view.table.workers.contains_key(worker)
+                || is_amnesty && view.has_expired(worker)
+        };
+        let renewed = after.workers.iter().filter(|(worker, _)| is_renewed(worker));
+        let beats: Vec<Beat> = renewed.map(|(worker, entry)| view.beat(worker, entry)).collect();
+        let exchange = Exchange { step, beats, known: None };
+        let is_joining = is_new && !request.leaving;
+        Some(Round { exchange, is_joining, is_applying, is_amnesty })
+    }
+
+    /// See [`Leases::table`](super::Leases::table).
+    pub(super) async fn table(&self) -> Result<LeaseTable> {
+        let view = self.read().await?;
+        let mut table = LeaseTable::clone(&view.table);
+        for Heartbeat { worker, .. } in view.expired() {
+            table.remove(worker);
+        }
+        Ok(table)
+    }
+
+    /// See [`Leases::edit`](super::Leases::edit).
+    pub(super) async fn edit(&self, edit: &AdminEdit, if_leased: IfLeased) -> Result<EditOutcome> {
+        let mut conflicts = Backoff::new(CONFLICTS);
+        let mut view = self.read().await?;
+        loop {
+            let mut after = LeaseTable::clone(&view.table);
+            let is_alive = |worker: &Arc<str>| !view.has_expired(worker);
+            let outcome = after.edit(self.now(&view), edit, if_leased, is_alive);
+            if outcome != EditOutcome::Applied {
+                return Ok(outcome);
+            }
+            let mut entries = view.changes_to(&after);
+            if let AdminEdit::Set { positions } = edit {
+                entries.extend(view.kept_positions(&after, positions));
+            }
+            // A worker that has renewed since was taken for dead.
+            let (version, silent) = (Some(view.table.version), view.expired().to_vec());
+            let step = Some(Step { version, silent, entries });
+            let known = Some(view.table.version);
+            let exchange = Exchange { step, beats: Vec::new(), known };
+            if self.ask(&mut view, &exchange).await? {
+                return Ok(EditOutcome::Applied);
+            }
+            sleep(conflicts.failed()).await;
+            let known = Some(view.table.version);
+            self.ask(&mut view, &Exchange { known, ..Exchange::default() }).await?;
+        }
+    }
+
+    /// Reads the whole table, without the memory of this worker.
+    pub(super) async fn read(&self) -> Result<View> {
+        let mut view = View::default();
+        self.ask(&mut view, &Exchange::default()).await?;
+        Ok(view)
+    }
+
+    /// Sends a request, and merges its answer into the view. Returns true if the step was made.
+    pub(super) async fn ask(&self, view: &mut View, exchange: &Exchange) -> Result<bool> {
+        let asked = Instant::now();
+        let answer = self.store.exchange(self.scope, exchange).await?;
+        if exchange.known.is_none() && !answer.is_whole {
+            let message = "the store has returned a part of the lease table, but was asked for the \
+                           whole; fix the LeaseStore";
+            return Err(Error::new(ErrorKind::StoreCorrupt, message));
+        }
+        let is_made = answer.is_made;
+        let unreadable = |key: &_, text: &str| self.store.unreadable(self.scope, key, text);
+        view.merge(asked, answer, unreadable);
+        Ok(is_made)
+    }
+
+    /// Returns the time since 1970: by the clock of the store, or by that of this host.
+    pub(super) fn now(&self, view: &View) -> Duration {
+        let host = || self.clock.now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        view.store_time().unwrap_or_else(host)
+    }
+}
+
+/// Returns true if the table has the worker of a request.
+fn is_member(table: &LeaseTable, request: &HeartbeatRequest) -> bool {
+    let mine = table.workers.get(&request.worker);
+    mine.is_some_and(|entry| entry.incarnation == request.incarnation)
+}
+
+/// Returns true if the table shows the worker under the entry of this text, under which it was
+/// renewed.
+fn is_noted(view: &View, worker: &Arc<str>, renewed: Option<&Arc<str>>) -> bool {
+    renewed.is_some() && view.text(&EntryKey::Worker(Arc::clone(worker))) == renewed
+}
+
+/// Returns the entries on which the effect of a change depends, even if it has none.
+fn reads(change: &Change, table: &LeaseTable) -> Vec<EntryKey> {
+    let mut read: Vec<EntryKey> =
+        change.shard().map(|it| EntryKey::Lease(it.clone())).into_iter().collect();
+    let mut worker = |worker: &Option<Arc<str>>| {
+        read.extend(worker.iter().map(|worker| EntryKey::Worker(Arc::clone(worker))));
+    };
+    match change {
+        Change::Assign { to, .. } | Change::Offer { to, .. } => worker(&Some(Arc::clone(to))),
+        Change::Release { shard, .. } => {
+            let next_owner = |lease: &Lease| lease.next_owner.clone();
+            worker(&table.lease(shard).and_then(next_owner));
+        }
+        Change::Restore { lease, .. } => {
+            worker(&lease.owner);
+            worker(&lease.next_owner);
+            // Nothing is restored after a clear.
+            read.push(EntryKey::Head);
+        }
+        Change::Add { .. } => read.push(EntryKey::Head),
+        _ => {}
+    }
+    read
+}

@@ -1,0 +1,277 @@
+//! The contract of a store with leases: it keeps texts under keys, and compares them.
+
+use std::fmt::{self, Debug};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+
+use crate::error::Result;
+use crate::record::ShardId;
+use crate::store::Scope;
+
+/// Stores leases together with checkpoints, so that workers can share the shards of a stream.
+///
+/// Implemented by [`MemoryStore`](crate::MemoryStore) and `RedisStore`; your own store may
+/// implement it too. A store makes no decisions: it keeps one text for each [`EntryKey`], and one
+/// heartbeat for each worker. [`conformance::check_leases`] tests an implementation.
+///
+/// # Errors
+///
+/// [`StoreUnavailable`](crate::ErrorKind::StoreUnavailable) is retried with back-off. Any other
+/// kind is reported to the caller once, and is then retried as well.
+///
+/// # Cancel safety
+///
+/// A dropped call may have been carried out, or may be carried out later. Every call names the
+/// texts that it replaces, so a call that is repeated does no harm.
+///
+/// [`conformance::check_leases`]: crate::store::conformance::check_leases
+pub trait LeaseStore: Debug + Send + Sync + 'static {
+    /// Makes a step, renews workers, and returns what has changed.
+    ///
+    /// The store performs these parts in order:
+    ///
+    /// 1. It notes which workers have expired, if it has a clock.
+    /// 2. It makes the [step](Exchange::step): all of it, in one atomic step, or nothing.
+    /// 3. It notes the [heartbeats](Exchange::beats).
+    /// 4. It returns the entries; see [`Exchanged`].
+    ///
+    /// Other calls may run between these parts, but the step is atomic, and so is each heartbeat: no
+    /// step that needs its worker to be silent is made after it. The returned entries are at least
+    /// as new as the returned version.
+    fn exchange<'a>(
+        &'a self,
+        scope: &'a Scope,
+        exchange: &'a Exchange,
+    ) -> BoxFuture<'a, Result<Exchanged>>;
+
+    /// Saves positions, each by itself. The outcomes are in the order of the list.
+    ///
+    /// A position is saved if the lease entry of its shard has the epoch of the save, and the
+    /// position entry has the expected text. The epoch is the first word of a lease entry. Comparing and saving is one atomic step for each position. The version of the
+    /// table stays the same.
+    fn save_fenced<'a>(
+        &'a self,
+        scope: &'a Scope,
+        saves: &'a [FencedSave],
+    ) -> BoxFuture<'a, Result<Vec<FencedOutcome>>>;
+
+    /// Returns why an entry with this text cannot be read, for an error message: where it is stored
+    /// and what to do. The default names the entry.
+    fn unreadable(&self, scope: &Scope, key: &EntryKey, text: &str) -> String {
+        format!(
+            "the {key} of {scope} cannot be read: {text:?}; correct it, or set the shard's position \
+             with Consumer::set_position"
+        )
+    }
+}
+
+/// The key of an entry of the table.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum EntryKey {
+    /// The numbers of the table.
+    Head,
+    /// A worker.
+    Worker(Arc<str>),
+    /// The lease of a shard. The first word of its text is the epoch.
+    Lease(ShardId),
+    /// The position of a shard.
+    Position(ShardId),
+}
+
+impl fmt::Display for EntryKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Head => formatter.write_str("head"),
+            Self::Worker(worker) => write!(formatter, "worker {worker}"),
+            Self::Lease(shard) => write!(formatter, "lease of {shard}"),
+            Self::Position(shard) => write!(formatter, "position of {shard}"),
+        }
+    }
+}
+
+/// A request to a store.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Exchange {
+    /// The step to make, if any.
+    pub step: Option<Step>,
+    /// The workers to renew.
+    pub beats: Vec<Beat>,
+    /// The version of the table that the caller knows. `None` requests the whole table.
+    pub known: Option<u64>,
+}
+
+/// Changes of entries that are made together or not at all.
+///
+/// An entry whose new text is the expected one is a condition only, unless it is forced.
+///
+/// The step is made if every condition holds: the version, the expected texts, and the heartbeats.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Step {
+    /// The version that the table must have; `None` for any.
+    pub version: Option<u64>,
+    /// The workers that must not have renewed since these heartbeats were seen.
+    pub silent: Vec<Heartbeat>,
+    /// The entries. No key occurs twice.
+    pub entries: Vec<EntryChange>,
+}
+
+/// The change of one entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EntryChange {
+    /// The entry.
+    pub key: EntryKey,
+    /// The text that the entry must have; `None` if it must not exist.
+    pub expected: Option<Arc<str>>,
+    /// The new text; `None` to delete the entry.
+    pub text: Option<Arc<str>>,
+    /// True to change the entry whatever its text is, instead of the expected one only.
+    pub is_forced: bool,
+}
+
+impl EntryChange {
+    /// Creates a change of an entry from the expected text to another.
+    pub fn new(key: EntryKey, expected: Option<Arc<str>>, text: Option<Arc<str>>) -> Self {
+        Self { key, expected, text, is_forced: false }
+    }
+}
+
+/// A heartbeat to note.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Beat {
+    /// The worker.
+    pub worker: Arc<str>,
+    /// The text of the worker's entry. Without an entry of this text, nothing is noted: the entry
+    /// is that of another incarnation.
+    pub entry: Arc<str>,
+    /// The time after which the worker expires without another heartbeat.
+    pub lease_duration: Duration,
+}
+
+impl Beat {
+    /// Creates a heartbeat of a worker under the entry of this text.
+    pub fn new(
+        worker: impl Into<Arc<str>>,
+        entry: impl Into<Arc<str>>,
+        lease_duration: Duration,
+    ) -> Self {
+        Self { worker: worker.into(), entry: entry.into(), lease_duration }
+    }
+}
+
+/// The last heartbeat of a worker, as a store tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Heartbeat {
+    /// The worker.
+    pub worker: Arc<str>,
+    /// A text that differs after each heartbeat, at least if they are a millisecond apart. Empty if
+    /// none was ever noted.
+    pub mark: Arc<str>,
+}
+
+impl Heartbeat {
+    /// Creates the last heartbeat of a worker.
+    pub fn new(worker: impl Into<Arc<str>>, mark: impl Into<Arc<str>>) -> Self {
+        Self { worker: worker.into(), mark: mark.into() }
+    }
+}
+
+/// The heartbeats that a store tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Heartbeats {
+    /// The store has a clock. These workers had expired by it before the request: no heartbeat was
+    /// noted for the lease duration of the last one. A worker of which none was ever noted has
+    /// expired. If the clock goes back, a worker expires at most one lease duration later.
+    Expired(Vec<Heartbeat>),
+    /// The store has no clock. These are the last heartbeats of all workers before the request.
+    /// Each caller observes by its own clock for how long a mark stays the same.
+    Last(Vec<Heartbeat>),
+}
+
+/// A store's answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Exchanged {
+    /// True if the step was made, or there was none.
+    pub is_made: bool,
+    /// The version of the table after the request. It rises with each step that changes an entry, and
+    /// no version is ever
+    /// used twice, even if the store loses its last steps or everything: it follows a clock, such as
+    /// the microseconds since 1970. 0 before the first step.
+    pub version: u64,
+    /// True if `entries` are all entries; false if they are the changed ones.
+    pub is_whole: bool,
+    /// The entries that have changed since the known version, each with its present text, or `None`
+    /// if it does not exist. A position is included if a step has changed the lease or the position
+    /// of its shard. All entries are returned if none is known, or if the store is not certain to
+    /// have had the known version: it may have lost steps.
+    ///
+    /// If the step was not made, the present texts of all its entries are included.
+    pub entries: Vec<(EntryKey, Option<Arc<str>>)>,
+    /// The heartbeats.
+    pub heartbeats: Heartbeats,
+    /// The time since 1970 by the store's clock, if it has one. Otherwise the clock of the worker's
+    /// host counts.
+    pub time: Option<Duration>,
+}
+
+impl Exchanged {
+    /// Creates the answer to a request without a step, at this version and without changes.
+    pub fn new(version: u64, heartbeats: Heartbeats) -> Self {
+        let (is_made, is_whole) = (true, false);
+        Self { is_made, version, is_whole, entries: Vec::new(), heartbeats, time: None }
+    }
+}
+
+/// A position to save under an epoch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FencedSave {
+    /// The shard.
+    pub shard: ShardId,
+    /// The epoch of the lease under which the position was reached.
+    pub epoch: u64,
+    /// The text that the position entry must have; `None` if it must not exist.
+    pub expected: Option<Arc<str>>,
+    /// The new text.
+    pub text: Arc<str>,
+}
+
+impl FencedSave {
+    /// Creates a save of a position in this epoch, from the expected text to another.
+    pub fn new(
+        shard: ShardId,
+        epoch: u64,
+        expected: Option<Arc<str>>,
+        text: impl Into<Arc<str>>,
+    ) -> Self {
+        Self { shard, epoch, expected, text: text.into() }
+    }
+}
+
+/// The outcome of a [`FencedSave`], and what the store holds after it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FencedOutcome {
+    /// True if the position was saved.
+    pub is_saved: bool,
+    /// The text of the lease entry, if there is one.
+    pub lease: Option<Arc<str>>,
+    /// The text of the position entry, if there is one.
+    pub position: Option<Arc<str>>,
+}
+
+impl FencedOutcome {
+    /// Creates an outcome with these fields.
+    pub fn new(is_saved: bool, lease: Option<Arc<str>>, position: Option<Arc<str>>) -> Self {
+        Self { is_saved, lease, position }
+    }
+}

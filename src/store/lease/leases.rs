@@ -1,0 +1,110 @@
+//! The lease table of one application and stream in a store.
+
+use std::sync::Arc;
+
+use super::access::Access;
+use super::change::{AdminEdit, EditOutcome, IfLeased};
+use super::contract::LeaseStore;
+use super::heartbeat::{FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, SaveOutcome};
+use super::saves::Saves;
+use super::table::LeaseTable;
+use super::view::View;
+use crate::clock::Clock;
+use crate::error::Result;
+use crate::store::Scope;
+
+/// The lease table of one application and stream in a store.
+///
+/// A worker uses one value for all its calls: it remembers the table that it read last, so that the
+/// store returns only what has changed since. Clones share it.
+///
+/// # Cancel safety
+///
+/// A dropped call may have changed the store. The next call finds out.
+#[derive(Debug, Clone)]
+pub struct Leases {
+    store: Arc<dyn LeaseStore>,
+    scope: Scope,
+    clock: Clock,
+    view: Arc<tokio::sync::Mutex<View>>,
+    saves: Arc<Saves>,
+}
+
+impl Leases {
+    /// Creates access to the table of `scope` in a store, without a call.
+    pub fn new(store: Arc<dyn LeaseStore>, scope: Scope) -> Self {
+        Self::with_clock(store, scope, Clock::default())
+    }
+
+    /// Creates access to a table. `clock` is used for a store without a clock.
+    pub(crate) fn with_clock(store: Arc<dyn LeaseStore>, scope: Scope, clock: Clock) -> Self {
+        Self { store, scope, clock, view: Arc::default(), saves: Arc::default() }
+    }
+
+    /// Returns access to the table of another scope in the same store.
+    pub(crate) fn of_scope(&self, scope: Scope) -> Self {
+        Self::with_clock(Arc::clone(&self.store), scope, self.clock.clone())
+    }
+
+    /// Returns the scope of the table.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// Makes one heartbeat of a worker: renews it, removes expired workers, makes its changes, and
+    /// returns the table.
+    ///
+    /// 1. If another worker of this name and another incarnation is alive, the heartbeat is answered
+    ///    [`Occupied`](super::Membership::Occupied), and nothing changes.
+    /// 2. If the worker is in the table but has expired, all workers are renewed: the store was
+    ///    unreachable for all of them, or another worker would have removed this one. Otherwise
+    ///    expired workers are removed, and their leases become free.
+    /// 3. The worker joins, or is renewed.
+    /// 4. The changes are made. None is made if [`HeartbeatRequest::only_if_unchanged`] is set and
+    ///    the table is not the known one. Otherwise changes that meet those of another worker are
+    ///    tried again, with back-off, until they are made or this future is dropped.
+    /// 5. If the worker is leaving, it is removed, and its leases become free.
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of the store.
+    pub async fn exchange(&self, request: &HeartbeatRequest) -> Result<HeartbeatResponse> {
+        let mut view = self.view.lock().await;
+        self.access().exchange(&mut view, request).await
+    }
+
+    /// Saves each position unless its epoch is no longer valid, and never moves a position
+    /// backwards. The outcomes are in the order of the list; see [`SaveOutcome`].
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of the store. Some of the positions may be saved then.
+    pub async fn save_fenced(&self, positions: &[FencedCheckpoint]) -> Result<Vec<SaveOutcome>> {
+        self.access().save_fenced(positions).await
+    }
+
+    /// Returns the table. Expired workers are left out, if the store has a clock.
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of the store.
+    pub async fn table(&self) -> Result<LeaseTable> {
+        self.access().table().await
+    }
+
+    /// Applies an operator's edit. If the edit concerns a live worker, `if_leased` decides whether
+    /// it is applied. An unknown policy counts as [`IfLeased::Refuse`]. An edit that meets the
+    /// change of a worker is tried again, with back-off, until it is made or this future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of the store.
+    pub async fn edit(&self, edit: &AdminEdit, if_leased: IfLeased) -> Result<EditOutcome> {
+        self.access().edit(edit, if_leased).await
+    }
+
+    fn access(&self) -> Access<'_> {
+        let Self { store, scope, clock, saves, .. } = self;
+        Access { store: &**store, scope, clock, saves }
+    }
+}

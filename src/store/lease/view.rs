@@ -1,0 +1,316 @@
+//! A table as a worker knows it: the parsed values, and the texts that they were read from.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::contract::{Beat, EntryChange, EntryKey, Exchanged, Heartbeat, Heartbeats};
+use super::table::{Lease, LeaseTable, WorkerEntry};
+use super::text;
+use crate::checkpoint::Checkpoint;
+use crate::record::ShardId;
+
+/// The table as it was read last.
+#[derive(Debug, Default)]
+pub(super) struct View {
+    pub(super) table: Arc<LeaseTable>,
+    /// False until the whole table was read.
+    pub(super) is_read: bool,
+    /// The texts of all entries.
+    texts: BTreeMap<EntryKey, Arc<str>>,
+    /// The last marks of workers in a store without a clock, each with the time at which it was
+    /// first seen.
+    observed: BTreeMap<Arc<str>, (Arc<str>, Instant)>,
+    /// The workers that had expired in the last answer.
+    expired: Vec<Heartbeat>,
+    /// The time of the last answer by the store's clock, and the same moment by tokio's.
+    time: Option<(Duration, Instant)>,
+    /// The start of the last request that was answered.
+    asked: Option<Instant>,
+}
+
+impl View {
+    /// Applies an answer to a request that began at `asked`. `unreadable` tells why a text cannot be
+    /// read.
+    pub(super) fn merge(
+        &mut self,
+        asked: Instant,
+        answer: Exchanged,
+        unreadable: impl Fn(&EntryKey, &str) -> String,
+    ) {
+        if answer.is_whole {
+            self.texts.clear();
+            self.table = Arc::default();
+        }
+        let Exchanged { version, entries, heartbeats, time, .. } = answer;
+        self.is_read = true;
+        let has_changed = answer.is_whole || version != self.table.version || !entries.is_empty();
+        for (key, text) in entries {
+            match text {
+                Some(text) => self.texts.insert(key.clone(), text),
+                None => self.texts.remove(&key),
+            };
+            read_entry(Arc::make_mut(&mut self.table), &self.texts, &key, &unreadable);
+        }
+        if has_changed {
+            Arc::make_mut(&mut self.table).version = version;
+        }
+        self.time = time.map(|time| (time, Instant::now()));
+        self.expired = match heartbeats {
+            Heartbeats::Expired(expired) => expired,
+            Heartbeats::Last(beats) => self.observe(asked, beats),
+        };
+        self.asked = Some(asked);
+    }
+
+    /// Compares the marks of workers with those seen before. Returns the workers that have not
+    /// renewed within their lease durations.
+    ///
+    /// A worker counts its own lease from the start of its request, so it has stopped before the
+    /// time that is measured here: from the answer that first showed a mark to the start of a
+    /// request whose answer still shows it.
+    fn observe(&mut self, asked: Instant, beats: Vec<Heartbeat>) -> Vec<Heartbeat> {
+        let now = Instant::now();
+        let mut before = std::mem::take(&mut self.observed);
+        let without = |worker: &&Arc<str>| beats.iter().all(|beat| beat.worker != **worker);
+        let without: Vec<_> = self.table.workers.keys().filter(without).collect();
+        let without = without.into_iter().map(|worker| Heartbeat::new(Arc::clone(worker), ""));
+        let without: Vec<Heartbeat> = without.collect();
+        let beats: Vec<Heartbeat> = beats.into_iter().chain(without).collect();
+        for Heartbeat { worker, mark } in &beats {
+            let known = before.remove(worker).filter(|(known, _)| known == mark);
+            let seen = known.unwrap_or_else(|| (Arc::clone(mark), now));
+            self.observed.insert(Arc::clone(worker), seen);
+        }
+        let observed = &self.observed;
+        let is_silent = |beat: &Heartbeat| {
+            let worker = self.table.workers.get(&beat.worker);
+            worker.is_some_and(|worker| {
+                asked.saturating_duration_since(observed[&beat.worker].1) >= worker.lease_duration
+            })
+        };
+        beats.into_iter().filter(is_silent).collect()
+    }
+
+    /// Starts to observe all workers again, after this worker was away: the store may have
+    /// been unreachable for all of them.
+    pub(super) fn observe_again(&mut self) {
+        let now = Instant::now();
+        self.observed.values_mut().for_each(|(_, seen)| *seen = now);
+        self.expired.clear();
+    }
+
+    /// Forgets the workers that had expired in the last answer.
+    pub(super) fn forget_expired(&mut self) {
+        self.expired.clear();
+    }
+
+    /// Returns the time since 1970 by the store's clock, if the store has one.
+    pub(super) fn store_time(&self) -> Option<Duration> {
+        self.time.map(|(time, since)| time + since.elapsed())
+    }
+
+    /// Returns the start of the last request that was answered.
+    pub(super) fn asked(&self) -> Option<Instant> {
+        self.asked
+    }
+
+    /// Returns the heartbeats of the workers that had expired in the last answer.
+    pub(super) fn expired(&self) -> &[Heartbeat] {
+        &self.expired
+    }
+
+    pub(super) fn has_expired(&self, worker: &str) -> bool {
+        self.expired.iter().any(|beat| *beat.worker == *worker)
+    }
+
+    /// Returns the workers whose stored texts cannot be read.
+    pub(super) fn damaged_workers(&self) -> Vec<Arc<str>> {
+        let workers = self.texts.keys().filter_map(worker_of);
+        workers.filter(|worker| !self.table.workers.contains_key(*worker)).cloned().collect()
+    }
+
+    /// Returns the heartbeat of a worker under this entry, whose text may be stored in another form.
+    pub(super) fn beat(&self, worker: &Arc<str>, entry: &WorkerEntry) -> Beat {
+        let is_stored = self.table.workers.get(worker) == Some(entry);
+        let stored = || self.text(&EntryKey::Worker(Arc::clone(worker))).cloned();
+        let text = is_stored.then(stored).flatten();
+        let text = text.unwrap_or_else(|| text::format_worker(entry).into());
+        Beat::new(Arc::clone(worker), text, entry.lease_duration)
+    }
+
+    /// Returns forced changes of the positions that an edit sets to the text that was read. The store
+    /// may hold a later one.
+    pub(super) fn kept_positions(
+        &self,
+        after: &LeaseTable,
+        positions: &[(ShardId, Checkpoint)],
+    ) -> Vec<EntryChange> {
+        let keys: BTreeSet<&ShardId> = positions.iter().map(|(shard, _)| shard).collect();
+        let keys = keys.into_iter().map(|shard| (shard, EntryKey::Position(shard.clone())));
+        let kept = keys.filter_map(|(shard, key)| {
+            let position = after.lease(shard)?.checkpoint.as_ref()?.to_string();
+            let text = self.texts.get(&key).filter(|text| ***text == *position)?;
+            let change = EntryChange::new(key.clone(), None, Some(Arc::clone(text)));
+            Some(EntryChange { is_forced: true, ..change })
+        });
+        kept.collect()
+    }
+
+    pub(super) fn text(&self, key: &EntryKey) -> Option<&Arc<str>> {
+        self.texts.get(key)
+    }
+
+    /// Returns the shards that a worker owns.
+    pub(super) fn owned_by(&self, worker: &Arc<str>) -> impl Iterator<Item = &ShardId> {
+        let leases = self.table.leases.iter();
+        leases
+            .filter(move |(_, lease)| lease.owner.as_ref() == Some(worker))
+            .map(|(shard, _)| shard)
+    }
+
+    /// Returns a condition that an entry has the text that was read.
+    pub(super) fn unchanged(&self, key: EntryKey) -> EntryChange {
+        let text = self.texts.get(&key).cloned();
+        EntryChange::new(key, text.clone(), text)
+    }
+
+    /// Replaces the position of a shard by one that this process has saved in the current epoch of
+    /// its lease.
+    pub(super) fn note_saved(&mut self, shard: &ShardId, epoch: u64, position: &Arc<str>) {
+        let is_current = self.table.lease(shard).is_some_and(|lease| lease.epoch == epoch);
+        let key = EntryKey::Position(shard.clone());
+        if is_current && self.texts.get(&key) != Some(position) {
+            self.texts.insert(key.clone(), Arc::clone(position));
+            let table = Arc::make_mut(&mut self.table);
+            read_entry(table, &self.texts, &key, &|_key, text| text.to_owned());
+        }
+    }
+
+    /// Returns the entries in which `after` differs from the table as it was read.
+    pub(super) fn changes_to(&self, after: &LeaseTable) -> Vec<EntryChange> {
+        let before = &*self.table;
+        let mut changes = Vec::new();
+        let mut put = |key: EntryKey, text: Option<String>| {
+            let expected = self.texts.get(&key).cloned();
+            if expected.as_deref() != text.as_deref() {
+                changes.push(EntryChange::new(key, expected, text.map(Into::into)));
+            }
+        };
+        let head = |table: &LeaseTable| {
+            (table.generation, table.cleared, table.first_poll, table.latest_epoch)
+        };
+        if head(before) != head(after) {
+            put(EntryKey::Head, Some(text::format_head(after)));
+        }
+        // Includes the workers whose texts cannot be read.
+        let workers = self.texts.keys().filter_map(worker_of);
+        for worker in workers.filter(|worker| !after.workers.contains_key(*worker)) {
+            put(EntryKey::Worker(Arc::clone(worker)), None);
+        }
+        for (worker, entry) in &after.workers {
+            if before.workers.get(worker) != Some(entry) {
+                put(EntryKey::Worker(Arc::clone(worker)), Some(text::format_worker(entry)));
+            }
+        }
+        for shard in keys(before).filter(|shard| !has(after, shard)) {
+            put(EntryKey::Lease(shard.clone()), None);
+            put(EntryKey::Position(shard.clone()), None);
+        }
+        for (shard, lease) in &after.hidden {
+            if before.hidden.get(shard) != Some(lease) {
+                put(EntryKey::Lease(shard.clone()), Some(text::format_lease(lease)));
+            }
+        }
+        for (shard, lease) in &after.leases {
+            if before.leases.get(shard) == Some(lease) || lease.unreadable.is_some() {
+                continue;
+            }
+            let entry = lease.is_lease().then(|| text::format_lease(lease));
+            put(EntryKey::Lease(shard.clone()), entry);
+            let position = lease.checkpoint.as_ref().map(ToString::to_string);
+            put(EntryKey::Position(shard.clone()), position);
+        }
+        // A position that starts or ends an epoch replaces every other one: saves of the epoch before
+        // are rejected from the same step on.
+        let fenced = |shard: &ShardId| match (before.lease(shard), after.lease(shard)) {
+            (Some(before), Some(after)) => after.epoch > before.epoch,
+            (before, None) => before.is_some(),
+            (None, Some(_)) => false,
+        };
+        for change in &mut changes {
+            change.is_forced = matches!(&change.key, EntryKey::Position(shard) if fenced(shard));
+        }
+        changes
+    }
+}
+
+fn worker_of(key: &EntryKey) -> Option<&Arc<str>> {
+    match key {
+        EntryKey::Worker(worker) => Some(worker),
+        _ => None,
+    }
+}
+
+fn keys(table: &LeaseTable) -> impl Iterator<Item = &ShardId> {
+    table.leases.keys().chain(table.hidden.keys())
+}
+
+fn has(table: &LeaseTable, shard: &ShardId) -> bool {
+    table.leases.contains_key(shard) || table.hidden.contains_key(shard)
+}
+
+/// Reads an entry of `texts` into the table.
+fn read_entry(
+    table: &mut LeaseTable,
+    texts: &BTreeMap<EntryKey, Arc<str>>,
+    key: &EntryKey,
+    unreadable: &impl Fn(&EntryKey, &str) -> String,
+) {
+    match key {
+        EntryKey::Head => {
+            let text = texts.get(key).map_or("", |text| text);
+            if !text::parse_head(text, table) {
+                // Numbers that cannot be read are treated as lost.
+                (table.generation, table.cleared, table.first_poll) = (0, 0, 0);
+                table.latest_epoch = 0;
+            }
+        }
+        EntryKey::Worker(worker) => {
+            match texts.get(key).and_then(|text| text::parse_worker(text)) {
+                Some(entry) => table.workers.insert(Arc::clone(worker), entry),
+                None => table.workers.remove(worker),
+            };
+        }
+        EntryKey::Lease(shard) | EntryKey::Position(shard) => {
+            let lease_key = EntryKey::Lease(shard.clone());
+            let position_key = EntryKey::Position(shard.clone());
+            let (lease, position) = (texts.get(&lease_key), texts.get(&position_key));
+            table.hidden.remove(shard);
+            table.leases.remove(shard);
+            let parsed = lease.map(|text| text::parse_lease(text));
+            let checkpoint = position.map(|text| text.parse());
+            let fault = |key: &EntryKey, text: &str| Lease {
+                unreadable: Some(unreadable(key, text).into()),
+                ..Lease::default()
+            };
+            let entry = match (parsed, checkpoint) {
+                (None, None) => return,
+                (Some(None), _) => fault(&lease_key, lease.map_or("", |text| text)),
+                (lease, Some(Err(_))) => {
+                    if let Some(Some(lease)) = lease {
+                        table.hidden.insert(shard.clone(), lease);
+                    }
+                    fault(&position_key, position.map_or("", |text| text))
+                }
+                (lease, checkpoint) => Lease {
+                    checkpoint: checkpoint.and_then(Result::ok),
+                    ..lease.flatten().unwrap_or_default()
+                },
+            };
+            table.leases.insert(shard.clone(), entry);
+        }
+    }
+}
