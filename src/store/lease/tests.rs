@@ -4,6 +4,8 @@ mod actor;
 mod beginning;
 mod forgetting;
 mod identity;
+mod invariants;
+mod observing;
 mod operating;
 
 use std::time::Duration;

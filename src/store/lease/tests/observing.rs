@@ -1,0 +1,115 @@
+//! Stores without a clock: workers observe how long the heartbeats of others stay the same.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::time::{Instant, sleep};
+
+use super::SHORT;
+use super::actor::{self, Actor, assign};
+use crate::error::Result;
+use crate::mutex::Mutex;
+use crate::store::lease::{
+    EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, Heartbeat, Heartbeats, LeaseStore,
+    Membership,
+};
+use crate::store::{MemoryStore, Scope};
+
+/// A store that counts the heartbeats of each worker.
+#[derive(Debug, Default)]
+struct ClocklessStore {
+    stored: MemoryStore,
+    counts: Mutex<BTreeMap<Arc<str>, u64>>,
+}
+
+impl ClocklessStore {
+    fn marks(&self) -> Vec<Heartbeat> {
+        let counts = self.counts.lock();
+        counts
+            .iter()
+            .map(|(worker, count)| Heartbeat::new(Arc::clone(worker), count.to_string()))
+            .collect()
+    }
+}
+
+impl LeaseStore for ClocklessStore {
+    fn exchange<'a>(
+        &'a self,
+        scope: &'a Scope,
+        exchange: &'a Exchange,
+    ) -> BoxFuture<'a, Result<Exchanged>> {
+        async move {
+            let before = self.marks();
+            let mut exchange = exchange.clone();
+            if let Some(step) = &mut exchange.step {
+                let silent = std::mem::take(&mut step.silent);
+                if !silent.iter().all(|beat| before.contains(beat)) {
+                    // A version that the store never has.
+                    step.version = Some(1);
+                }
+            }
+            let mut answer = self.stored.exchange(scope, &exchange).await?;
+            let whole = self.stored.exchange(scope, &Exchange::default()).await?;
+            let mut counts = self.counts.lock();
+            for beat in &exchange.beats {
+                let entry =
+                    (EntryKey::Worker(Arc::clone(&beat.worker)), Some(Arc::clone(&beat.entry)));
+                if whole.entries.contains(&entry) {
+                    *counts.entry(Arc::clone(&beat.worker)).or_default() += 1;
+                }
+            }
+            (answer.heartbeats, answer.time) = (Heartbeats::Last(before), None);
+            Ok(answer)
+        }
+        .boxed()
+    }
+
+    fn save_fenced<'a>(
+        &'a self,
+        scope: &'a Scope,
+        saves: &'a [FencedSave],
+    ) -> BoxFuture<'a, Result<Vec<FencedOutcome>>> {
+        self.stored.save_fenced(scope, saves)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn silent_worker_is_removed_after_its_lease_duration_and_two_renewals() {
+    let (store, scope) = (ClocklessStore::default(), Scope::new("observed", "orders"));
+    let [mut a, mut b] = ["a", "b"].map(|name| Actor::new(&store, &scope, name));
+    (a.lease_duration, b.lease_duration) = (SHORT, SHORT);
+    a.exchange([actor::add(0), assign(0, "a")]).await;
+    for _ in 0..9 {
+        sleep(SHORT / 3).await;
+        b.exchange([]).await;
+        a.exchange([]).await;
+    }
+    assert!(b.known.workers.contains_key("a"), "a worker that renews stays");
+    let renewed = Instant::now();
+    while b.look().await.workers.contains_key("a") {
+        sleep(SHORT / 3).await;
+    }
+    let silent = renewed.elapsed();
+    assert!(silent >= SHORT, "removed {silent:?} after its heartbeat");
+    assert!(silent <= SHORT + SHORT * 2 / 3, "removed only {silent:?} after its heartbeat");
+    b.exchange([assign(0, "b")]).await;
+    assert_eq!(b.lease(0).owner.as_deref(), Some("b"), "the leases of a silent worker are free");
+    assert_eq!(a.exchange([]).await.membership, Membership::Joined, "a removed worker joins again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn worker_that_was_away_removes_no_other() {
+    let (store, scope) = (ClocklessStore::default(), Scope::new("away", "orders"));
+    let [mut a, mut b] = ["a", "b"].map(|name| Actor::new(&store, &scope, name));
+    (a.lease_duration, b.lease_duration) = (SHORT, SHORT);
+    a.exchange([]).await;
+    b.exchange([]).await;
+    a.exchange([]).await;
+    // The store is unreachable for both.
+    sleep(5 * SHORT).await;
+    a.exchange([]).await;
+    assert!(a.known.workers.contains_key("b"), "the other worker was away as well");
+    assert_eq!(b.exchange([]).await.membership, Membership::Renewed, "both have renewed");
+}
