@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::access::Access;
 use super::contract::{EntryKey, Exchange, FencedOutcome, FencedSave, Step};
@@ -22,8 +22,8 @@ use crate::record::ShardId;
 pub(super) struct Saves {
     /// The stored text of each shard, as the last save has shown it.
     stored: Mutex<HashMap<ShardId, Option<Arc<str>>>>,
-    /// The positions that were saved and that the view lacks, each with its epoch.
-    news: Mutex<HashMap<ShardId, (u64, Arc<str>)>>,
+    /// The positions that were saved and that the view lacks, each with its epoch and the time.
+    news: Mutex<HashMap<ShardId, (u64, Arc<str>, Instant)>>,
 }
 
 impl Saves {
@@ -36,11 +36,14 @@ impl Saves {
         }
     }
 
-    /// Moves the positions that were saved to the view.
+    /// Moves the positions that were saved to the view. The last answer is newer than an earlier save:
+    /// the store may have lost the position since.
     pub(super) fn move_to(&self, view: &mut View) {
         let news = std::mem::take(&mut *self.news.lock());
-        for (shard, (epoch, text)) in news {
-            view.note_saved(&shard, epoch, &text);
+        for (shard, (epoch, text, saved)) in news {
+            if view.answered().is_none_or(|answered| saved > answered) {
+                view.note_saved(&shard, epoch, &text);
+            }
         }
     }
 }
@@ -90,7 +93,7 @@ impl Access<'_> {
                 match judge(position, &answer) {
                     Verdict::Settled(outcome) => {
                         if answer.is_saved {
-                            let news = (position.epoch, save.text);
+                            let news = (position.epoch, save.text, Instant::now());
                             self.saves.news.lock().insert(position.shard.clone(), news);
                         }
                         outcomes[index] = Some(outcome);

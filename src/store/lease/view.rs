@@ -29,6 +29,8 @@ pub(super) struct View {
     time: Option<(Duration, Instant)>,
     /// The start of the last request that was answered.
     asked: Option<Instant>,
+    /// The time of the last answer.
+    answered: Option<Instant>,
 }
 
 impl View {
@@ -62,7 +64,7 @@ impl View {
             Heartbeats::Expired(expired) => expired,
             Heartbeats::Last(beats) => self.observe(asked, beats),
         };
-        self.asked = Some(asked);
+        (self.asked, self.answered) = (Some(asked), Some(Instant::now()));
     }
 
     /// Compares the marks of workers with those seen before. Returns the workers that have not
@@ -110,6 +112,11 @@ impl View {
     /// Returns the time since 1970 by the store's clock, if the store has one.
     pub(super) fn store_time(&self) -> Option<Duration> {
         self.time.map(|(time, since)| time + since.elapsed())
+    }
+
+    /// Returns the time of the last answer.
+    pub(super) fn answered(&self) -> Option<Instant> {
+        self.answered
     }
 
     /// Returns the start of the last request that was answered.
