@@ -22,8 +22,16 @@ use crate::record::ShardId;
 pub(super) struct Saves {
     /// The stored text of each shard, as the last save has shown it.
     stored: Mutex<HashMap<ShardId, Option<Arc<str>>>>,
-    /// The positions that were saved and that the view lacks, each with its epoch and the time.
-    news: Mutex<HashMap<ShardId, (u64, Arc<str>, Instant)>>,
+    /// The positions that were saved and that the view lacks.
+    news: Mutex<HashMap<ShardId, SavedPosition>>,
+}
+
+/// A position that was saved.
+#[derive(Debug)]
+struct SavedPosition {
+    epoch: u64,
+    text: Arc<str>,
+    at: Instant,
 }
 
 impl Saves {
@@ -40,8 +48,8 @@ impl Saves {
     /// the store may have lost the position since.
     pub(super) fn move_to(&self, view: &mut View) {
         let news = std::mem::take(&mut *self.news.lock());
-        for (shard, (epoch, text, saved)) in news {
-            if view.answered().is_none_or(|answered| saved > answered) {
+        for (shard, SavedPosition { epoch, text, at }) in news {
+            if view.answered().is_none_or(|answered| at > answered) {
                 view.note_saved(&shard, epoch, &text);
             }
         }
@@ -93,7 +101,8 @@ impl Access<'_> {
                 match judge(position, &answer) {
                     Verdict::Settled(outcome) => {
                         if answer.is_saved {
-                            let news = (position.epoch, save.text, Instant::now());
+                            let (epoch, at) = (position.epoch, Instant::now());
+                            let news = SavedPosition { epoch, text: save.text, at };
                             self.saves.news.lock().insert(position.shard.clone(), news);
                         }
                         outcomes[index] = Some(outcome);
