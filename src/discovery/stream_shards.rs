@@ -123,42 +123,42 @@ mod tests {
     }
 
     proptest! {
-           /// Splits open shards of a stream, and compares listings of each moment with the shards
-           /// that have ended in the last one.
-           #[test]
-           fn listing_is_outdated_if_it_shows_an_ended_shard_as_open(
-               splits in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
-               has_ended in prop::collection::vec(any::<bool>(), 12),
-               lacks_ends: bool,
-           ) {
-               let mut shards = vec![shard(0, (0, u128::MAX))];
-               let mut moments = vec![shards.clone()];
-               for split in splits {
-                   let open: Vec<usize> = (0..shards.len()).filter(|it| shards[*it].is_open()).collect();
-                   let parent = open[split.index(open.len())];
-                   let (first, last) = shards[parent].keys;
-                   let middle = first + (last - first) / 2;
-                   shards[parent].end = Some("9".parse().unwrap());
-                   for keys in [(first, middle), (middle + 1, last)] {
-                       let parents = vec![shards[parent].id.clone()];
-                       shards.push(ListedShard { parents, ..shard(shards.len(), keys) });
-                   }
-                   moments.push(shards.clone());
-               }
-               let closed = shards.iter().filter(|shard| !shard.is_open());
-               let ended: BTreeSet<ShardId> =
-                   closed.zip(has_ended).filter(|(_, it)| *it).map(|(shard, _)| shard.id.clone()).collect();
-               for mut shards in moments {
-                   let is_outdated =
-                       shards.iter().any(|shard| shard.is_open() && ended.contains(&shard.id));
-                   if lacks_ends {
-                       for shard in &mut shards {
-    shard.end = None;
+        /// Splits open shards of a stream, and compares listings of each moment with the shards
+        /// that have ended in the last one.
+        #[test]
+        fn listing_is_outdated_if_it_shows_an_ended_shard_as_open(
+            splits in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
+            has_ended in prop::collection::vec(any::<bool>(), 12),
+            lacks_ends: bool,
+        ) {
+            let mut shards = vec![shard(0, (0, u128::MAX))];
+            let mut moments = vec![shards.clone()];
+            for split in splits {
+                let open: Vec<usize> = (0..shards.len()).filter(|it| shards[*it].is_open()).collect();
+                let parent = open[split.index(open.len())];
+                let (first, last) = shards[parent].keys;
+                let middle = first + (last - first) / 2;
+                shards[parent].end = Some("9".parse().unwrap());
+                for keys in [(first, middle), (middle + 1, last)] {
+                    let parents = vec![shards[parent].id.clone()];
+                    shards.push(ListedShard { parents, ..shard(shards.len(), keys) });
+                }
+                moments.push(shards.clone());
+            }
+            let closed = shards.iter().filter(|shard| !shard.is_open());
+            let ended: BTreeSet<ShardId> =
+                closed.zip(has_ended).filter(|(_, it)| *it).map(|(shard, _)| shard.id.clone()).collect();
+            for mut shards in moments {
+                let is_outdated =
+                    shards.iter().any(|shard| shard.is_open() && ended.contains(&shard.id));
+                if lacks_ends {
+                    for shard in &mut shards {
+                        shard.end = None;
+                    }
+                }
+                let listed = listed(shards);
+                prop_assert_eq!(listed.is_outdated(|shard| ended.contains(shard)), is_outdated);
+            }
+        }
     }
-                   }
-                   let listed = listed(shards);
-                   prop_assert_eq!(listed.is_outdated(|shard| ended.contains(shard)), is_outdated);
-               }
-           }
-       }
 }

@@ -113,6 +113,7 @@ mod text;
 mod view;
 
 pub use change::{AdminEdit, Change, EditOutcome, IfLeased};
+pub(super) use contract::workers_of;
 pub use contract::{
     Beat, EntryChange, EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, Heartbeat,
     Heartbeats, LeaseStore, Step,

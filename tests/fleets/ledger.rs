@@ -235,7 +235,8 @@ impl Facts {
         let name = self.workers[worker].name.clone();
         self.log(format_args!("{name} edits positions"));
         self.moves += 1;
-        let shards: BTreeSet<&ShardId> = step.entries.iter().filter_map(shard_of).collect();
+        let shards: BTreeSet<&ShardId> =
+            step.entries.iter().filter_map(|it| it.key.shard()).collect();
         for id in shards {
             self.damaged.remove(&index_of(id));
             let checkpoint = after.leases[id].checkpoint.clone();
@@ -338,18 +339,11 @@ impl Facts {
 /// Returns true if a step is that of an operator: it sets positions. A worker that does so renews,
 /// leaves, or depends on the head: its store has lost the epoch.
 fn is_edit(step: &Step) -> bool {
-    let is_set = |change: &EntryChange| shard_of(change).is_some_and(|id| !is_mark(id));
+    let is_set = |change: &EntryChange| change.key.shard().is_some_and(|id| !is_mark(id));
     let is_workers = |key: &EntryKey| matches!(key, EntryKey::Head | EntryKey::Worker(_));
     step.entries.iter().any(is_set)
         && !step.entries.iter().any(|change| is_workers(&change.key))
         && step.version.is_some()
-}
-
-fn shard_of(change: &EntryChange) -> Option<&ShardId> {
-    match &change.key {
-        EntryKey::Lease(id) | EntryKey::Position(id) => Some(id),
-        _ => None,
-    }
 }
 
 /// Returns true for the id of a mark of the migration to an ARN.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use kinestream::store::lease::{EntryKey, Exchange, Exchanged, LeaseTable};
+use kinestream::store::lease::{Exchange, Exchanged, LeaseTable};
 use kinestream::testing::WallClock;
 use tokio::time::Instant;
 
@@ -231,7 +231,7 @@ impl Facts {
             unreadable.clear();
         }
         for (key, _) in &answer.entries {
-            let (EntryKey::Lease(id) | EntryKey::Position(id)) = key else { continue };
+            let Some(id) = key.shard() else { continue };
             if after.leases.get(id).is_some_and(|lease| lease.unreadable.is_some()) {
                 unreadable.insert(index_of(id));
             } else {

@@ -1,7 +1,6 @@
 //! Tests of `RedisStore` against a real Redis Cluster.
 
 use std::ops::Range;
-use std::path::Path;
 use std::time::Duration;
 
 use kinestream::store::{CheckpointStore, conformance};
@@ -35,17 +34,10 @@ impl Node {
 
     /// Starts a node that holds no slot and knows no other node.
     async fn launch() -> Self {
-        let mut cluster_port = 0;
-        let listens = |port: u16, _folder: &Path| {
-            cluster_port = free_port();
-            ["--port", &port.to_string(), "--cluster-port", &cluster_port.to_string()]
-                .map(str::to_owned)
-                .to_vec()
-        };
-        let server = RedisServer::launched(listens, &["--cluster-enabled", "yes"]);
+        let (server, cluster_port) = RedisServer::cluster_node();
         let client = redis::Client::open(server.url()).unwrap();
         let raw = client.get_multiplexed_async_connection().await.unwrap();
-        Self { server, cluster_port: cluster_port.to_string(), raw }
+        Self { server, cluster_port, raw }
     }
 
     async fn cluster<T: FromRedisValue>(&mut self, words: &[&str]) -> T {

@@ -43,6 +43,20 @@ impl RedisServer {
         })
     }
 
+    /// Starts a node of a cluster, which holds no slot and knows no other node. Returns its port for
+    /// other nodes as well.
+    pub(crate) fn cluster_node() -> (Self, String) {
+        let mut cluster_port = String::new();
+        let listens = |port: u16, _folder: &Path| {
+            cluster_port = free_port().to_string();
+            ["--port", &port.to_string(), "--cluster-port", &cluster_port]
+                .map(str::to_owned)
+                .to_vec()
+        };
+        let node = Self::launched(listens, &["--cluster-enabled", "yes"]);
+        (node, cluster_port)
+    }
+
     /// Starts a sentinel with these lines in its configuration.
     pub(crate) fn sentinel(lines: &str) -> Self {
         Self::ready_at("+monitor master", |port, folder| {

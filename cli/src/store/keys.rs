@@ -90,7 +90,7 @@ async fn master_client(sentinels: &[String], master: &str) -> RedisResult<Client
     Sentinel::build(sentinels)?.async_master_for(name, Some(&node)).await
 }
 
-/// Returns the keys of all masters. Keys that move to another master meanwhile may be missing.
+/// Returns the keys of all masters. Keys that move to another master during the call may be missing.
 async fn in_cluster(urls: &[String], pattern: &str) -> RedisResult<BTreeSet<String>> {
     let urls = urls.iter().map(String::as_str);
     let client =
@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cluster_is_told_by_the_mode_of_redis_and_of_valkey() {
+    fn cluster_is_recognized_by_the_mode_of_redis_and_of_valkey() {
         for text in
             ["# Server\r\nredis_mode:cluster\r\n", "server_name:valkey\r\nserver_mode:cluster\r\n"]
         {

@@ -1,13 +1,11 @@
 //! Stores other than a single Redis: a cluster, and a master that sentinels report.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use redis::FromRedisValue;
 use redis::aio::MultiplexedConnection;
 
 use crate::ferrokinesis_server::put_numbers;
-use crate::free_port::free_port;
 use crate::redis_server::RedisServer;
 use crate::run::{Server, command, run};
 
@@ -29,18 +27,11 @@ async fn two_nodes() -> [RedisServer; 2] {
     let mut cluster_ports = Vec::new();
     let mut nodes = Vec::new();
     for (first, last) in [(0, SLOTS / 2 - 1), (SLOTS / 2, SLOTS - 1)] {
-        let mut cluster_port = 0;
-        let listens = |port: u16, _folder: &Path| {
-            cluster_port = free_port();
-            ["--port", &port.to_string(), "--cluster-port", &cluster_port.to_string()]
-                .map(str::to_owned)
-                .to_vec()
-        };
-        let node = RedisServer::launched(listens, &["--cluster-enabled", "yes"]);
+        let (node, cluster_port) = RedisServer::cluster_node();
         let mut raw = connection(&node).await;
         let range = [first, last].map(|slot| slot.to_string());
         cluster::<()>(&mut raw, &["ADDSLOTSRANGE", &range[0], &range[1]]).await;
-        cluster_ports.push(cluster_port.to_string());
+        cluster_ports.push(cluster_port);
         nodes.push(node);
     }
     let mut raw = connection(&nodes[0]).await;

@@ -1,7 +1,6 @@
 //! Use of a lease table in a store: read, decide by the rules, and make the step; again if another
 //! worker was faster.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -11,7 +10,7 @@ use super::change::{AdminEdit, Change, EditOutcome, IfLeased};
 use super::contract::{Beat, EntryKey, Exchange, Heartbeat, LeaseStore, Step};
 use super::heartbeat::{HeartbeatRequest, HeartbeatResponse, Membership};
 use super::saves::Saves;
-use super::table::{Lease, LeaseTable, WorkerEntry};
+use super::table::{LeaseTable, WorkerEntry};
 use super::view::View;
 use crate::backoff::{Backoff, CONFLICTS};
 use crate::clock::Clock;
@@ -74,7 +73,7 @@ impl Access<'_> {
             self.ask(view, &Exchange { known, ..Exchange::default() }).await?;
             is_whole_due = false;
         }
-        let is_conditional = request.only_if_unchanged && !request.changes.is_empty();
+        let is_conditional = request.is_conditional();
         // True if the changes were made, false if their condition did not hold.
         let mut outcome = None;
         // The text under which the worker was renewed last.
@@ -133,9 +132,11 @@ impl Access<'_> {
             }
         }
         let applied = outcome == Some(true);
-        self.saves.learn(view, &request.worker);
         let version = (view.table.generation, view.table.version);
-        let table = (request.known != Some(version)).then(|| Arc::clone(&view.table));
+        let table = (request.known != Some(version)).then(|| {
+            self.saves.learn(view, &request.worker);
+            Arc::clone(&view.table)
+        });
         let membership = match (request.leaving, has_joined) {
             (true, _) => Membership::Left,
             (false, true) => Membership::Joined,
@@ -156,7 +157,7 @@ impl Access<'_> {
     ) -> Option<Round> {
         let me = &request.worker;
         let known = view.table.workers.get(me);
-        let is_mine = known.is_some_and(|entry| entry.incarnation == request.incarnation);
+        let is_mine = is_member(&view.table, request);
         let is_anothers = known.is_some_and(|entry| entry.incarnation != 0) && !is_mine;
         if is_anothers && !view.has_expired(me) {
             return None;
@@ -202,7 +203,7 @@ impl Access<'_> {
         } else {
             after.begin_generation(now);
         }
-        let is_conditional = request.only_if_unchanged && !request.changes.is_empty();
+        let is_conditional = request.is_conditional();
         let is_known = request.known == Some((view.table.generation, view.table.version));
         let is_free = !is_conditional || is_known && view.changes_to(&after).is_empty();
         let is_applying = applies && is_free;
@@ -221,10 +222,8 @@ impl Access<'_> {
         let depends_on_all = removes || is_applying && (is_conditional || begins);
         let version = depends_on_all.then_some(view.table.version);
         if is_applying && version.is_none() {
-            let read: BTreeSet<EntryKey> =
-                request.changes.iter().flat_map(|change| reads(change, &view.table)).collect();
-            let changed: BTreeSet<EntryKey> = entries.iter().map(|it| it.key.clone()).collect();
-            entries.extend(read.difference(&changed).map(|key| view.unchanged(key.clone())));
+            let read = request.changes.iter().flat_map(|change| reads(change, &view.table));
+            view.require(&mut entries, read);
         }
         let step =
             (version.is_some() || !entries.is_empty()).then_some(Step { version, silent, entries });
@@ -261,14 +260,9 @@ impl Access<'_> {
             if outcome != EditOutcome::Applied {
                 return Ok(outcome);
             }
-            let mut entries = view.changes_to(&after);
-            if let AdminEdit::Set { positions } = edit {
-                entries.extend(view.kept_positions(&after, positions));
-            }
+            let (known, entries) = (Some(view.table.version), view.changes_to(&after));
             // A worker that has renewed since was taken for dead.
-            let (version, silent) = (Some(view.table.version), view.expired().to_vec());
-            let step = Some(Step { version, silent, entries });
-            let known = Some(view.table.version);
+            let step = Some(Step { version: known, silent: view.expired().to_vec(), entries });
             let exchange = Exchange { step, beats: Vec::new(), known };
             if self.ask(&mut view, &exchange).await? {
                 return Ok(EditOutcome::Applied);
@@ -322,25 +316,17 @@ fn is_noted(view: &View, worker: &Arc<str>, renewed: Option<&Arc<str>>) -> bool 
 
 /// Returns the entries on which the effect of a change depends, even if it has none.
 fn reads(change: &Change, table: &LeaseTable) -> Vec<EntryKey> {
-    let mut read: Vec<EntryKey> =
-        change.shard().map(|it| EntryKey::Lease(it.clone())).into_iter().collect();
-    let mut worker = |worker: &Option<Arc<str>>| {
-        read.extend(worker.iter().map(|worker| EntryKey::Worker(Arc::clone(worker))));
-    };
-    match change {
-        Change::Assign { to, .. } | Change::Offer { to, .. } => worker(&Some(Arc::clone(to))),
+    let [worker, other] = match change {
+        Change::Assign { to, .. } | Change::Offer { to, .. } => [Some(to), None],
         Change::Release { shard, .. } => {
-            let next_owner = |lease: &Lease| lease.next_owner.clone();
-            worker(&table.lease(shard).and_then(next_owner));
+            [table.lease(shard).and_then(|lease| lease.next_owner.as_ref()), None]
         }
-        Change::Restore { lease, .. } => {
-            worker(&lease.owner);
-            worker(&lease.next_owner);
-            // Nothing is restored after a clear.
-            read.push(EntryKey::Head);
-        }
-        Change::Add { .. } => read.push(EntryKey::Head),
-        _ => {}
-    }
-    read
+        Change::Restore { lease, .. } => [lease.owner.as_ref(), lease.next_owner.as_ref()],
+        _ => [None, None],
+    };
+    // Nothing is restored after a clear.
+    let reads_head = matches!(change, Change::Restore { .. } | Change::Add { .. });
+    let workers = worker.into_iter().chain(other).cloned().map(EntryKey::Worker);
+    let shards = change.shard().cloned().map(EntryKey::Lease).into_iter();
+    shards.chain(workers).chain(reads_head.then_some(EntryKey::Head)).collect()
 }

@@ -1,5 +1,6 @@
 //! The contract of a store with leases: it keeps texts under keys, and compares them.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Debug};
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,6 +80,27 @@ pub enum EntryKey {
     Lease(ShardId),
     /// The position of a shard.
     Position(ShardId),
+}
+
+impl EntryKey {
+    /// Returns the shard of a lease or a position.
+    pub fn shard(&self) -> Option<&ShardId> {
+        match self {
+            Self::Lease(shard) | Self::Position(shard) => Some(shard),
+            Self::Head | Self::Worker(_) => None,
+        }
+    }
+}
+
+/// Returns the workers that have an entry. Their keys come after the head and before all others.
+pub(in crate::store) fn workers_of(
+    entries: &BTreeMap<EntryKey, Arc<str>>,
+) -> impl Iterator<Item = &Arc<str>> {
+    let keys = entries.keys().skip_while(|key| **key == EntryKey::Head);
+    keys.map_while(|key| match key {
+        EntryKey::Worker(worker) => Some(worker),
+        _ => None,
+    })
 }
 
 impl fmt::Display for EntryKey {
@@ -165,7 +187,7 @@ impl Beat {
     }
 }
 
-/// The last heartbeat of a worker, as a store tells it.
+/// The last noted heartbeat of a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Heartbeat {
@@ -183,7 +205,7 @@ impl Heartbeat {
     }
 }
 
-/// The heartbeats that a store tells.
+/// The noted heartbeats in an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Heartbeats {

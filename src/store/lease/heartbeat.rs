@@ -48,6 +48,13 @@ impl HeartbeatRequest {
     }
 }
 
+impl HeartbeatRequest {
+    /// Returns true if the request has changes that depend on the known table.
+    pub(super) fn is_conditional(&self) -> bool {
+        self.only_if_unchanged && !self.changes.is_empty()
+    }
+}
+
 /// The membership of a worker after a heartbeat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]

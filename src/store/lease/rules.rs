@@ -18,7 +18,7 @@ pub const FINISHED_SHARD_RETENTION: Duration = Duration::from_secs(365 * 24 * 60
 type Now = Duration;
 
 impl LeaseTable {
-    /// Adds a worker, or updates its entry. Creates the table if there is none.
+    /// Adds a worker, or updates its entry. Creates the table if it does not exist.
     ///
     /// An entry of incarnation 0 becomes that of this worker. Returns true if the worker is new.
     /// The caller has made sure that no other live worker has this name.
@@ -408,6 +408,7 @@ impl LeaseTable {
     /// that no other worker starts before the owner has seen the new epoch. A finished shard has no
     /// owner.
     fn start_new_epoch(&mut self, now: Now, shard: &ShardId, owner: Option<Arc<str>>) {
+        self.moved.insert(shard.clone());
         let is_finished = self.lease(shard).is_some_and(Lease::is_finished);
         self.set_owner_in_new_epoch(now, shard, owner.filter(|_owner| !is_finished));
     }

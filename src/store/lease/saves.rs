@@ -1,5 +1,6 @@
 //! Fenced saves of positions.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -159,11 +160,7 @@ impl Access<'_> {
                 return Ok(outcomes);
             }
             let leases = positions.iter().map(|position| EntryKey::Lease(position.shard.clone()));
-            for key in leases.chain([EntryKey::Head]) {
-                if entries.iter().all(|change| change.key != key) {
-                    entries.push(view.unchanged(key));
-                }
-            }
+            view.require(&mut entries, leases.chain([EntryKey::Head]));
             let step = Some(Step { version: None, silent: Vec::new(), entries });
             let exchange = Exchange { step, beats: Vec::new(), known: Some(view.table.version) };
             if self.ask(&mut view, &exchange).await? {
@@ -205,14 +202,12 @@ fn judge(position: &FencedCheckpoint, answer: &FencedOutcome) -> Verdict {
     let stored = answer.position.as_ref().map(|text| text.parse::<Checkpoint>());
     match (lease.epoch.cmp(&position.epoch), stored) {
         (_, Some(Err(_))) => Verdict::Settled(SaveOutcome::Unreadable),
-        (std::cmp::Ordering::Greater, _) => Verdict::Settled(SaveOutcome::Lost),
-        (std::cmp::Ordering::Less, _) => Verdict::Forgotten,
-        (std::cmp::Ordering::Equal, Some(Ok(stored)))
-            if !position.checkpoint.supersedes(&stored) =>
-        {
+        (Ordering::Greater, _) => Verdict::Settled(SaveOutcome::Lost),
+        (Ordering::Less, _) => Verdict::Forgotten,
+        (Ordering::Equal, Some(Ok(stored))) if !position.checkpoint.supersedes(&stored) => {
             Verdict::Settled(SaveOutcome::Saved)
         }
-        (std::cmp::Ordering::Equal, _) => Verdict::Again,
+        (Ordering::Equal, _) => Verdict::Again,
     }
 }
 

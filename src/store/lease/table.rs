@@ -1,6 +1,6 @@
 //! The lease table as a value.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -32,6 +32,8 @@ pub struct LeaseTable {
     pub leases: BTreeMap<ShardId, Lease>,
     /// The leases of shards whose position alone cannot be read.
     pub(crate) hidden: BTreeMap<ShardId, Lease>,
+    /// The shards that have started a new epoch at another position, since the table was read.
+    pub(crate) moved: BTreeSet<ShardId>,
     /// The highest epoch that was ahead of the clock when it was issued; 0 if there is none. A lease
     /// of this epoch may be lost.
     pub(crate) latest_epoch: u64,

@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::contract::{Beat, EntryChange, EntryKey, Exchanged, Heartbeat, Heartbeats};
+use super::contract::{Beat, EntryChange, EntryKey, Exchanged, Heartbeat, Heartbeats, workers_of};
 use super::table::{Lease, LeaseTable, WorkerEntry};
 use super::text;
-use crate::checkpoint::Checkpoint;
 use crate::record::ShardId;
 
 /// The table as it was read last.
@@ -96,12 +95,11 @@ impl View {
         beats.into_iter().filter(is_silent).collect()
     }
 
-    /// Starts to observe all workers again, after this worker was away: the store may have
-    /// been unreachable for all of them.
+    /// Starts to observe all workers again, after this worker was away: the store may have been
+    /// unreachable for all of them.
     pub(super) fn observe_again(&mut self) {
         let now = Instant::now();
         self.observed.values_mut().for_each(|(_, seen)| *seen = now);
-        self.expired.clear();
     }
 
     /// Forgets the workers that had expired in the last answer.
@@ -135,7 +133,7 @@ impl View {
 
     /// Returns the workers whose stored texts cannot be read.
     pub(super) fn damaged_workers(&self) -> Vec<Arc<str>> {
-        let workers = self.texts.keys().filter_map(worker_of);
+        let workers = workers_of(&self.texts);
         workers.filter(|worker| !self.table.workers.contains_key(*worker)).cloned().collect()
     }
 
@@ -146,24 +144,6 @@ impl View {
         let text = is_stored.then(stored).flatten();
         let text = text.unwrap_or_else(|| text::format_worker(entry).into());
         Beat::new(Arc::clone(worker), text, entry.lease_duration)
-    }
-
-    /// Returns forced changes of the positions that an edit sets to the text that was read. The store
-    /// may hold a later one.
-    pub(super) fn kept_positions(
-        &self,
-        after: &LeaseTable,
-        positions: &[(ShardId, Checkpoint)],
-    ) -> Vec<EntryChange> {
-        let keys: BTreeSet<&ShardId> = positions.iter().map(|(shard, _)| shard).collect();
-        let keys = keys.into_iter().map(|shard| (shard, EntryKey::Position(shard.clone())));
-        let kept = keys.filter_map(|(shard, key)| {
-            let position = after.lease(shard)?.checkpoint.as_ref()?.to_string();
-            let text = self.texts.get(&key).filter(|text| ***text == *position)?;
-            let change = EntryChange::new(key.clone(), None, Some(Arc::clone(text)));
-            Some(EntryChange { is_forced: true, ..change })
-        });
-        kept.collect()
     }
 
     pub(super) fn text(&self, key: &EntryKey) -> Option<&Arc<str>> {
@@ -178,10 +158,21 @@ impl View {
             .map(|(shard, _)| shard)
     }
 
-    /// Returns a condition that an entry has the text that was read.
-    pub(super) fn unchanged(&self, key: EntryKey) -> EntryChange {
-        let text = self.texts.get(&key).cloned();
-        EntryChange::new(key, text.clone(), text)
+    /// Adds conditions that the entries of these keys have the texts that were read, unless they
+    /// change.
+    pub(super) fn require(
+        &self,
+        changes: &mut Vec<EntryChange>,
+        keys: impl IntoIterator<Item = EntryKey>,
+    ) {
+        let mut keys: BTreeSet<EntryKey> = keys.into_iter().collect();
+        for change in &*changes {
+            keys.remove(&change.key);
+        }
+        changes.extend(keys.into_iter().map(|key| {
+            let text = self.texts.get(&key).cloned();
+            EntryChange::new(key, text.clone(), text)
+        }));
     }
 
     /// Replaces the position of a shard by one that this process has saved in the current epoch of
@@ -202,8 +193,18 @@ impl View {
         let mut changes = Vec::new();
         let mut put = |key: EntryKey, text: Option<String>| {
             let expected = self.texts.get(&key).cloned();
-            if expected.as_deref() != text.as_deref() {
-                changes.push(EntryChange::new(key, expected, text.map(Into::into)));
+            // A position that a rule replaces applies whatever the store holds: the step rejects the
+            // saves of the epoch before. So does the removal of a lease.
+            let (is_moved, is_removed) = match &key {
+                EntryKey::Position(shard) => {
+                    let is_removed = before.lease(shard).is_some() && after.lease(shard).is_none();
+                    (after.moved.contains(shard), is_removed)
+                }
+                _ => (false, false),
+            };
+            if is_moved || expected.as_deref() != text.as_deref() {
+                let change = EntryChange::new(key, expected, text.map(Into::into));
+                changes.push(EntryChange { is_forced: is_moved || is_removed, ..change });
             }
         };
         let head = |table: &LeaseTable| {
@@ -213,7 +214,7 @@ impl View {
             put(EntryKey::Head, Some(text::format_head(after)));
         }
         // Includes the workers whose texts cannot be read.
-        let workers = self.texts.keys().filter_map(worker_of);
+        let workers = workers_of(&self.texts);
         for worker in workers.filter(|worker| !after.workers.contains_key(*worker)) {
             put(EntryKey::Worker(Arc::clone(worker)), None);
         }
@@ -240,24 +241,7 @@ impl View {
             let position = lease.checkpoint.as_ref().map(ToString::to_string);
             put(EntryKey::Position(shard.clone()), position);
         }
-        // A position that starts or ends an epoch replaces every other one: saves of the epoch before
-        // are rejected from the same step on.
-        let fenced = |shard: &ShardId| match (before.lease(shard), after.lease(shard)) {
-            (Some(before), Some(after)) => after.epoch > before.epoch,
-            (before, None) => before.is_some(),
-            (None, Some(_)) => false,
-        };
-        for change in &mut changes {
-            change.is_forced = matches!(&change.key, EntryKey::Position(shard) if fenced(shard));
-        }
         changes
-    }
-}
-
-fn worker_of(key: &EntryKey) -> Option<&Arc<str>> {
-    match key {
-        EntryKey::Worker(worker) => Some(worker),
-        _ => None,
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::record::ShardId;
 use crate::store::lease::{
     EntryChange, EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, Heartbeat, Heartbeats,
-    Step,
+    Step, workers_of,
 };
 
 /// The number of last versions of which the changes since are known.
@@ -64,14 +64,10 @@ impl Entries {
     }
 
     fn expired(&self, now: Duration) -> Vec<Heartbeat> {
-        let workers = self.texts.keys().filter_map(|key| match key {
-            EntryKey::Worker(worker) => Some(worker),
-            _ => None,
-        });
         let is_expired = |worker: &&Arc<str>| {
             self.expiries.get(*worker).is_none_or(|(expiry, _)| *expiry <= now)
         };
-        let expired = workers.filter(is_expired);
+        let expired = workers_of(&self.texts).filter(is_expired);
         expired.map(|worker| Heartbeat::new(Arc::clone(worker), self.mark(worker))).collect()
     }
 
