@@ -57,8 +57,8 @@ fn public_types_keep_their_auto_traits() {
     assert_all::<lease::Exchanged>();
     assert_all::<lease::Step>();
     assert_all::<lease::EntryChange>();
-    assert_all::<lease::Beat>();
-    assert_all::<lease::Heartbeat>();
+    assert_all::<lease::Renewal>();
+    assert_all::<lease::LastHeartbeat>();
     assert_all::<lease::Heartbeats>();
     assert_all::<lease::FencedSave>();
     assert_all::<lease::FencedOutcome>();

@@ -115,8 +115,8 @@ mod view;
 pub use change::{AdminEdit, Change, EditOutcome, IfLeased};
 pub(super) use contract::workers_of;
 pub use contract::{
-    Beat, EntryChange, EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, Heartbeat,
-    Heartbeats, LeaseStore, Step,
+    EntryChange, EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, Heartbeats,
+    LastHeartbeat, LeaseStore, Renewal, Step,
 };
 pub use heartbeat::{
     FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, Membership, SaveOutcome,

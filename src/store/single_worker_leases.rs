@@ -134,7 +134,7 @@ impl LeaseStore for SingleWorkerLeases {
     ) -> BoxFuture<'a, Result<Exchanged>> {
         async move {
             let is_loaded = self.loaded().contains(scope);
-            let is_read = exchange.known.is_none() && exchange.beats.is_empty();
+            let is_read = exchange.known.is_none() && exchange.renewals.is_empty();
             if !is_loaded || is_read {
                 self.load(scope).await?;
             } else if self.is_reload_due(scope, exchange)

@@ -31,8 +31,8 @@ impl Facts {
         let name = self.workers[worker].name.clone();
         let step = exchange.step.as_ref().map_or(&[][..], |step| &step.entries);
         self.log(format_args!(
-            "{name} makes an exchange of {} beats, {} {step:?}",
-            exchange.beats.len(),
+            "{name} makes an exchange of {} renewals, {} {step:?}",
+            exchange.renewals.len(),
             if answer.is_made { "made" } else { "not made" },
         ));
         if before.version != after.version {
@@ -53,7 +53,7 @@ impl Facts {
         if let Some(step) = exchange
             .step
             .as_ref()
-            .filter(|step| answer.is_made && exchange.beats.is_empty() && is_edit(step))
+            .filter(|step| answer.is_made && exchange.renewals.is_empty() && is_edit(step))
         {
             return self.check_edit(worker, step, before, after);
         }

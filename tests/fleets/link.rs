@@ -239,7 +239,7 @@ impl Facts {
             }
         }
         let name = self.workers[worker].name.clone();
-        if exchange.beats.iter().any(|beat| *beat.worker == *name) {
+        if exchange.renewals.iter().any(|renewal| *renewal.worker == *name) {
             let (at, wall) = sent;
             let state = &mut self.workers[worker];
             state.valid = Some((at + state.lease_duration, wall + state.lease_duration));

@@ -159,15 +159,15 @@ impl LeaseStore for SimulatedStore {
         exchange: &'a Exchange,
     ) -> BoxFuture<'a, Result<Exchanged>> {
         async move {
-            if exchange.beats.is_empty() && exchange.step.is_none() {
+            if exchange.renewals.is_empty() && exchange.step.is_none() {
                 return self.observe(scope, exchange).await;
             }
-            if !exchange.beats.is_empty() {
+            if !exchange.renewals.is_empty() {
                 self.note_task();
             }
             let sent = (Instant::now(), self.truth.lock().workers[self.worker].wall.now());
             let mut store = self.clone();
-            if exchange.beats.is_empty() {
+            if exchange.renewals.is_empty() {
                 // A panic is returned to the caller of an edit and not reported as an event.
                 store.panics = self.panics.of_one();
             }

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use kinestream::store::Scope;
 use kinestream::store::lease::{
-    Beat, EntryChange, EntryKey, Exchange, Exchanged, FencedSave, Heartbeat, Heartbeats,
-    LeaseStore, Step,
+    EntryChange, EntryKey, Exchange, Exchanged, FencedSave, Heartbeats, LastHeartbeat, LeaseStore,
+    Renewal, Step,
 };
 use kinestream::{MemoryStore, RedisStore};
 use proptest::prelude::*;
@@ -40,7 +40,7 @@ enum Operation {
         /// Each worker whose mark must be the present one, or another.
         silent: Vec<(usize, bool)>,
         /// Each worker that renews, the text of its entry, and whether it lives.
-        beats: Vec<(usize, Named, bool)>,
+        renewals: Vec<(usize, Named, bool)>,
         /// The known version: none, or the one of this age, which may be unknown.
         known: Option<usize>,
     },
@@ -87,15 +87,15 @@ fn any_operation() -> impl Strategy<Value = Operation> {
     let entry = (0..10_usize).prop_flat_map(move |key| (Just(key), (any_named(), text(key))));
     let entries = prop::collection::vec(entry, 0..5).prop_map(|it| it.into_iter().collect());
     let silent = prop::collection::vec((0..3_usize, prop::bool::weighted(0.8)), 0..2);
-    let beats = prop::collection::vec((0..3_usize, any_named(), any::<bool>()), 0..3);
+    let renewals = prop::collection::vec((0..3_usize, any_named(), any::<bool>()), 0..3);
     let version = prop::option::of(prop::bool::weighted(0.8));
     let known = prop::option::weighted(0.9, 0..8_usize);
-    let exchange = (entries, version, silent, beats, known).prop_map(
-        |(entries, version, silent, beats, known)| Operation::Exchange {
+    let exchange = (entries, version, silent, renewals, known).prop_map(
+        |(entries, version, silent, renewals, known)| Operation::Exchange {
             entries,
             version,
             silent,
-            beats,
+            renewals,
             known,
         },
     );
@@ -134,7 +134,7 @@ impl<S: LeaseStore> Tested<S> {
     /// Applies an operation, and describes the answer and the content of the store after it.
     async fn carry_out(&mut self, operation: &Operation) -> String {
         let answer = match operation {
-            Operation::Exchange { entries, version, silent, beats, known } => {
+            Operation::Exchange { entries, version, silent, renewals, known } => {
                 let mut exchange = Exchange::default();
                 let last = *self.versions.last().unwrap();
                 let mut step = Step::default();
@@ -142,7 +142,7 @@ impl<S: LeaseStore> Tested<S> {
                 for (worker, is_present) in silent {
                     let worker: Arc<str> = WORKERS[*worker].into();
                     let mark = self.marks.get(&worker).filter(|_| *is_present).cloned();
-                    step.silent.push(Heartbeat::new(worker, mark.unwrap_or_default()));
+                    step.silent.push(LastHeartbeat::new(worker, mark.unwrap_or_default()));
                 }
                 for (index, (expected, number)) in entries {
                     let key = key(*index);
@@ -151,12 +151,12 @@ impl<S: LeaseStore> Tested<S> {
                     step.entries.push(EntryChange::new(key, expected, new));
                 }
                 exchange.step = (!entries.is_empty() || version.is_some()).then_some(step);
-                for (worker, entry, lives) in beats {
+                for (worker, entry, lives) in renewals {
                     let worker: Arc<str> = WORKERS[*worker].into();
                     let entry = self.named(&EntryKey::Worker(Arc::clone(&worker)), *entry);
                     let lease_duration = Duration::from_secs(if *lives { 600 } else { 0 });
                     let entry = entry.unwrap_or_default();
-                    exchange.beats.push(Beat::new(worker, entry, lease_duration));
+                    exchange.renewals.push(Renewal::new(worker, entry, lease_duration));
                 }
                 exchange.known = known.map(|age| {
                     let version = self.versions.iter().rev().nth(age);
@@ -197,8 +197,8 @@ impl<S: LeaseStore> Tested<S> {
 
 /// Returns the marks of the workers that have expired.
 fn expired(answer: &Exchanged) -> BTreeMap<Arc<str>, Arc<str>> {
-    let Heartbeats::Expired(beats) = &answer.heartbeats else { panic!("{answer:?}") };
-    beats.iter().map(|beat| (beat.worker.clone(), beat.mark.clone())).collect()
+    let Heartbeats::Expired(heartbeats) = &answer.heartbeats else { panic!("{answer:?}") };
+    heartbeats.iter().map(|last| (last.worker.clone(), last.mark.clone())).collect()
 }
 
 #[test]

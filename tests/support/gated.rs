@@ -70,7 +70,7 @@ impl<S: LeaseStore> LeaseStore for Gated<S> {
         async move {
             // Only workers renew. A request without a step or a worker only observes.
             let call = match exchange.step {
-                _ if !exchange.beats.is_empty() => Some(GatedCall::Exchange),
+                _ if !exchange.renewals.is_empty() => Some(GatedCall::Exchange),
                 Some(_) => Some(GatedCall::Edit),
                 None => None,
             };

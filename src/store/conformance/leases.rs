@@ -12,8 +12,8 @@ use tokio::time::sleep;
 use super::{shard, unique};
 use crate::store::Scope;
 use crate::store::lease::{
-    Beat, EntryChange, EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, Heartbeat,
-    Heartbeats, LeaseStore, Step,
+    EntryChange, EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, Heartbeats,
+    LastHeartbeat, LeaseStore, Renewal, Step,
 };
 
 /// Runs the conformance suite on a [`LeaseStore`]. Each run uses new scopes, and leaves its data in
@@ -88,8 +88,8 @@ fn step<'a>(
     Step { entries: changes.into_iter().map(change).collect(), ..Step::default() }
 }
 
-fn beat(name: &str, entry: &str, lease_duration: Duration) -> Beat {
-    Beat { worker: name.into(), entry: entry.into(), lease_duration }
+fn renewal(name: &str, entry: &str, lease_duration: Duration) -> Renewal {
+    Renewal { worker: name.into(), entry: entry.into(), lease_duration }
 }
 
 /// Returns the text of an entry in an answer; `None` if the answer does not include the entry.
@@ -137,8 +137,8 @@ impl LeaseSuite<'_> {
         let answer = self.read(&self.scope("empty")).await;
         assert_eq!(answer.version, 0, "an unused scope has version 0");
         assert_eq!(answer.entries, [], "an unused scope has no entries");
-        let (Heartbeats::Expired(beats) | Heartbeats::Last(beats)) = answer.heartbeats;
-        assert_eq!(beats, [], "an unused scope has no heartbeats");
+        let (Heartbeats::Expired(heartbeats) | Heartbeats::Last(heartbeats)) = answer.heartbeats;
+        assert_eq!(heartbeats, [], "an unused scope has no heartbeats");
     }
 
     async fn makes_steps(&self) {
@@ -262,32 +262,32 @@ impl LeaseSuite<'_> {
     }
 
     /// Returns the heartbeats of an answer, and whether those of expired workers.
-    fn beats(answer: Exchanged) -> (Vec<Heartbeat>, bool) {
+    fn heartbeats(answer: Exchanged) -> (Vec<LastHeartbeat>, bool) {
         match answer.heartbeats {
-            Heartbeats::Expired(beats) => (beats, true),
-            Heartbeats::Last(beats) => (beats, false),
+            Heartbeats::Expired(heartbeats) => (heartbeats, true),
+            Heartbeats::Last(heartbeats) => (heartbeats, false),
         }
     }
 
     async fn notes_heartbeats(&self) {
-        let scope = self.scope("beats");
+        let scope = self.scope("heartbeats");
         let adds = ["a", "b"].map(|name| (worker(name), None, Some(WORKER)));
-        let beats = vec![beat("a", WORKER, SHORT), beat("b", WORKER, LONG)];
-        let joined = Exchange { step: Some(step(adds)), beats, known: None };
+        let renewals = vec![renewal("a", WORKER, SHORT), renewal("b", WORKER, LONG)];
+        let joined = Exchange { step: Some(step(adds)), renewals, known: None };
         let version = self.ask(&scope, joined).await.version;
-        let (before, has_clock) = Self::beats(self.read(&scope).await);
+        let (before, has_clock) = Self::heartbeats(self.read(&scope).await);
         if has_clock {
             assert_eq!(before, [], "workers that have renewed have not expired");
         }
         let renew = |name: &str, entry: &str, duration| Exchange {
-            beats: vec![beat(name, entry, duration)],
+            renewals: vec![renewal(name, entry, duration)],
             ..Exchange::default()
         };
         sleep(SHORT * 2).await;
         let answer = self.ask(&scope, renew("a", "another incarnation", LONG)).await;
         assert_eq!(answer.version, version, "a heartbeat does not change the version");
-        let (silent, _) = Self::beats(self.read(&scope).await);
-        let mark = silent.iter().find(|beat| *beat.worker == *"a").cloned();
+        let (silent, _) = Self::heartbeats(self.read(&scope).await);
+        let mark = silent.iter().find(|last| *last.worker == *"a").cloned();
         let rule = "a heartbeat under another entry is not noted, so the worker stays silent";
         let Some(seen) = mark else { panic!("{rule}: {silent:?}") };
         if has_clock {
@@ -298,9 +298,9 @@ impl LeaseSuite<'_> {
             );
         }
         let answer = self.ask(&scope, renew("a", WORKER, LONG)).await;
-        let (before, _) = Self::beats(answer);
+        let (before, _) = Self::heartbeats(answer);
         assert!(before.contains(&seen), "an answer shows the heartbeats before its request");
-        let (after, _) = Self::beats(self.read(&scope).await);
+        let (after, _) = Self::heartbeats(self.read(&scope).await);
         assert!(!after.contains(&seen), "a worker that renews has another mark: {after:?}");
         let remove = step([(worker("a"), Some(WORKER), None)]);
         let late = Step { silent: vec![seen], ..remove.clone() };
@@ -311,17 +311,17 @@ impl LeaseSuite<'_> {
         assert!(self.make(&scope, remove).await.is_made, "a worker's entry is deleted");
         let unknown = self.ask(&scope, renew("a", WORKER, LONG)).await;
         assert!(unknown.is_made, "a heartbeat without an entry is not an error");
-        let (rest, _) = Self::beats(self.read(&scope).await);
+        let (rest, _) = Self::heartbeats(self.read(&scope).await);
         let rule = "a worker without an entry has no heartbeat";
-        assert!(rest.iter().all(|beat| *beat.worker != *"a"), "{rule}: {rest:?}");
+        assert!(rest.iter().all(|last| *last.worker != *"a"), "{rule}: {rest:?}");
         let back = step([(worker("a"), None, Some(WORKER))]);
         self.make(&scope, back).await;
-        let (fresh, _) = Self::beats(self.read(&scope).await);
+        let (fresh, _) = Self::heartbeats(self.read(&scope).await);
         if has_clock {
             let rule = "a worker of which no heartbeat was noted has expired, with an empty mark";
-            assert!(fresh.contains(&Heartbeat::new("a", "")), "{rule}: {fresh:?}");
+            assert!(fresh.contains(&LastHeartbeat::new("a", "")), "{rule}: {fresh:?}");
         }
-        let never = Step { silent: vec![Heartbeat::new("a", "")], ..Step::default() };
+        let never = Step { silent: vec![LastHeartbeat::new("a", "")], ..Step::default() };
         assert!(self.make(&scope, never).await.is_made, "a worker that never renewed is silent");
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use tokio::time::{Instant, sleep};
 
 use super::change::{AdminEdit, Change, EditOutcome, IfLeased};
-use super::contract::{Beat, EntryKey, Exchange, Heartbeat, LeaseStore, Step};
+use super::contract::{EntryKey, Exchange, LastHeartbeat, LeaseStore, Renewal, Step};
 use super::heartbeat::{HeartbeatRequest, HeartbeatResponse, Membership};
 use super::saves::Saves;
 use super::table::{LeaseTable, WorkerEntry};
@@ -96,8 +96,9 @@ impl Access<'_> {
                 return Err(Error::new(ErrorKind::StoreUnavailable, message));
             }
             round.exchange.known = (!is_whole_due).then_some(view.table.version);
-            let mine = round.exchange.beats.iter().find(|beat| beat.worker == request.worker);
-            renewed = mine.map(|beat| Arc::clone(&beat.entry));
+            let mine =
+                round.exchange.renewals.iter().find(|renewal| renewal.worker == request.worker);
+            renewed = mine.map(|renewal| Arc::clone(&renewal.entry));
             let has_version = round.exchange.step.as_ref().is_some_and(|it| it.version.is_some());
             let is_made = self.ask(view, &round.exchange).await?;
             is_whole_due = false;
@@ -176,7 +177,8 @@ impl Access<'_> {
             && view.damaged_workers().is_empty()
             && known.is_some_and(|known| known.states(&entry));
         if is_at_rest {
-            let exchange = Exchange { beats: vec![view.beat(me, known?)], ..Exchange::default() };
+            let exchange =
+                Exchange { renewals: vec![view.renewal(me, known?)], ..Exchange::default() };
             let (is_joining, is_applying) = (false, applies);
             return Some(Round { exchange, is_joining, is_applying, is_amnesty });
         }
@@ -187,9 +189,9 @@ impl Access<'_> {
             Vec::new()
         } else {
             let gone = view.expired().iter().filter(|it| after.workers.contains_key(&it.worker));
-            gone.filter(|beat| !is_mine || beat.worker != *me).cloned().collect()
+            gone.filter(|last| !is_mine || last.worker != *me).cloned().collect()
         };
-        for Heartbeat { worker, .. } in &silent {
+        for LastHeartbeat { worker, .. } in &silent {
             after.remove(worker);
         }
         for worker in view.damaged_workers() {
@@ -233,8 +235,9 @@ impl Access<'_> {
                 || is_amnesty && view.has_expired(worker)
         };
         let renewed = after.workers.iter().filter(|(worker, _)| is_renewed(worker));
-        let beats: Vec<Beat> = renewed.map(|(worker, entry)| view.beat(worker, entry)).collect();
-        let exchange = Exchange { step, beats, known: None };
+        let renewals: Vec<Renewal> =
+            renewed.map(|(worker, entry)| view.renewal(worker, entry)).collect();
+        let exchange = Exchange { step, renewals, known: None };
         let is_joining = is_new && !request.leaving;
         Some(Round { exchange, is_joining, is_applying, is_amnesty })
     }
@@ -243,7 +246,7 @@ impl Access<'_> {
     pub(super) async fn table(&self) -> Result<LeaseTable> {
         let view = self.read().await?;
         let mut table = LeaseTable::clone(&view.table);
-        for Heartbeat { worker, .. } in view.expired() {
+        for LastHeartbeat { worker, .. } in view.expired() {
             table.remove(worker);
         }
         Ok(table)
@@ -263,7 +266,7 @@ impl Access<'_> {
             let (known, entries) = (Some(view.table.version), view.changes_to(&after));
             // A worker that has renewed since was taken for dead.
             let step = Some(Step { version: known, silent: view.expired().to_vec(), entries });
-            let exchange = Exchange { step, beats: Vec::new(), known };
+            let exchange = Exchange { step, renewals: Vec::new(), known };
             if self.ask(&mut view, &exchange).await? {
                 return Ok(EditOutcome::Applied);
             }

@@ -35,7 +35,7 @@ pub trait LeaseStore: Debug + Send + Sync + 'static {
     ///
     /// 1. It notes which workers have expired, if it has a clock.
     /// 2. It makes the [step](Exchange::step): all of it, in one atomic step, or nothing.
-    /// 3. It notes the [heartbeats](Exchange::beats).
+    /// 3. It notes a heartbeat for each [renewal](Exchange::renewals).
     /// 4. It returns the entries; see [`Exchanged`].
     ///
     /// Other calls may run between these parts, but the step is atomic, and so is each heartbeat: no
@@ -50,8 +50,8 @@ pub trait LeaseStore: Debug + Send + Sync + 'static {
     /// Saves positions, each by itself. The outcomes are in the order of the list.
     ///
     /// A position is saved if the lease entry of its shard has the epoch of the save, and the
-    /// position entry has the expected text. The epoch is the first word of a lease entry. Comparing and saving is one atomic step for each position. The version of the
-    /// table stays the same.
+    /// position entry has the expected text. The epoch is the first word of a lease entry. Comparing
+    /// and saving is one atomic step for each position. The version of the table stays the same.
     fn save_fenced<'a>(
         &'a self,
         scope: &'a Scope,
@@ -121,7 +121,7 @@ pub struct Exchange {
     /// The step to make, if any.
     pub step: Option<Step>,
     /// The workers to renew.
-    pub beats: Vec<Beat>,
+    pub renewals: Vec<Renewal>,
     /// The version of the table that the caller knows. `None` requests the whole table.
     pub known: Option<u64>,
 }
@@ -137,7 +137,7 @@ pub struct Step {
     /// The version that the table must have; `None` for any.
     pub version: Option<u64>,
     /// The workers that must not have renewed since these heartbeats were seen.
-    pub silent: Vec<Heartbeat>,
+    pub silent: Vec<LastHeartbeat>,
     /// The entries. No key occurs twice.
     pub entries: Vec<EntryChange>,
 }
@@ -163,10 +163,10 @@ impl EntryChange {
     }
 }
 
-/// A heartbeat to note.
+/// The renewal of a worker: a heartbeat to note.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Beat {
+pub struct Renewal {
     /// The worker.
     pub worker: Arc<str>,
     /// The text of the worker's entry. Without an entry of this text, nothing is noted: the entry
@@ -176,8 +176,8 @@ pub struct Beat {
     pub lease_duration: Duration,
 }
 
-impl Beat {
-    /// Creates a heartbeat of a worker under the entry of this text.
+impl Renewal {
+    /// Creates the renewal of a worker under the entry of this text.
     pub fn new(
         worker: impl Into<Arc<str>>,
         entry: impl Into<Arc<str>>,
@@ -190,7 +190,7 @@ impl Beat {
 /// The last noted heartbeat of a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Heartbeat {
+pub struct LastHeartbeat {
     /// The worker.
     pub worker: Arc<str>,
     /// A text that differs after each heartbeat, at least if they are a millisecond apart. Empty if
@@ -198,7 +198,7 @@ pub struct Heartbeat {
     pub mark: Arc<str>,
 }
 
-impl Heartbeat {
+impl LastHeartbeat {
     /// Creates the last heartbeat of a worker.
     pub fn new(worker: impl Into<Arc<str>>, mark: impl Into<Arc<str>>) -> Self {
         Self { worker: worker.into(), mark: mark.into() }
@@ -212,10 +212,10 @@ pub enum Heartbeats {
     /// The store has a clock. These workers had expired by it before the request: no heartbeat was
     /// noted for the lease duration of the last one. A worker of which none was ever noted has
     /// expired. If the clock goes back, a worker expires at most one lease duration later.
-    Expired(Vec<Heartbeat>),
+    Expired(Vec<LastHeartbeat>),
     /// The store has no clock. These are the last heartbeats of all workers before the request.
     /// Each caller observes by its own clock for how long a mark stays the same.
-    Last(Vec<Heartbeat>),
+    Last(Vec<LastHeartbeat>),
 }
 
 /// A store's answer.
@@ -224,10 +224,9 @@ pub enum Heartbeats {
 pub struct Exchanged {
     /// True if the step was made, or there was none.
     pub is_made: bool,
-    /// The version of the table after the request. It rises with each step that changes an entry, and
-    /// no version is ever
-    /// used twice, even if the store loses its last steps or everything: it follows a clock, such as
-    /// the microseconds since 1970. 0 before the first step.
+    /// The version of the table after the request. It rises with each step that changes an entry,
+    /// and no version is ever used twice, even if the store loses its last steps or everything: it
+    /// follows a clock, such as the microseconds since 1970. 0 before the first step.
     pub version: u64,
     /// True if `entries` are all entries; false if they are the changed ones.
     pub is_whole: bool,

@@ -162,7 +162,7 @@ impl Access<'_> {
             let leases = positions.iter().map(|position| EntryKey::Lease(position.shard.clone()));
             view.require(&mut entries, leases.chain([EntryKey::Head]));
             let step = Some(Step { version: None, silent: Vec::new(), entries });
-            let exchange = Exchange { step, beats: Vec::new(), known: Some(view.table.version) };
+            let exchange = Exchange { step, renewals: Vec::new(), known: Some(view.table.version) };
             if self.ask(&mut view, &exchange).await? {
                 let mut stored = self.saves.stored.lock();
                 for position in positions {

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::contract::{Beat, EntryChange, EntryKey, Exchanged, Heartbeat, Heartbeats, workers_of};
+use super::contract::{
+    EntryChange, EntryKey, Exchanged, Heartbeats, LastHeartbeat, Renewal, workers_of,
+};
 use super::table::{Lease, LeaseTable, WorkerEntry};
 use super::text;
 use crate::record::ShardId;
@@ -23,7 +25,7 @@ pub(super) struct View {
     /// first seen.
     observed: BTreeMap<Arc<str>, (Arc<str>, Instant)>,
     /// The workers that had expired in the last answer.
-    expired: Vec<Heartbeat>,
+    expired: Vec<LastHeartbeat>,
     /// The time of the last answer by the store's clock, and the same moment by tokio's.
     time: Option<(Duration, Instant)>,
     /// The start of the last request that was answered.
@@ -61,7 +63,7 @@ impl View {
         self.time = time.map(|time| (time, Instant::now()));
         self.expired = match heartbeats {
             Heartbeats::Expired(expired) => expired,
-            Heartbeats::Last(beats) => self.observe(asked, beats),
+            Heartbeats::Last(heartbeats) => self.observe(asked, heartbeats),
         };
         (self.asked, self.answered) = (Some(asked), Some(Instant::now()));
     }
@@ -72,27 +74,27 @@ impl View {
     /// A worker counts its own lease from the start of its request, so it has stopped before the
     /// time that is measured here: from the answer that first showed a mark to the start of a
     /// request whose answer still shows it.
-    fn observe(&mut self, asked: Instant, beats: Vec<Heartbeat>) -> Vec<Heartbeat> {
+    fn observe(&mut self, asked: Instant, heartbeats: Vec<LastHeartbeat>) -> Vec<LastHeartbeat> {
         let now = Instant::now();
         let mut before = std::mem::take(&mut self.observed);
-        let without = |worker: &&Arc<str>| beats.iter().all(|beat| beat.worker != **worker);
+        let without = |worker: &&Arc<str>| heartbeats.iter().all(|last| last.worker != **worker);
         let without: Vec<_> = self.table.workers.keys().filter(without).collect();
-        let without = without.into_iter().map(|worker| Heartbeat::new(Arc::clone(worker), ""));
-        let without: Vec<Heartbeat> = without.collect();
-        let beats: Vec<Heartbeat> = beats.into_iter().chain(without).collect();
-        for Heartbeat { worker, mark } in &beats {
+        let without = without.into_iter().map(|worker| LastHeartbeat::new(Arc::clone(worker), ""));
+        let without: Vec<LastHeartbeat> = without.collect();
+        let heartbeats: Vec<LastHeartbeat> = heartbeats.into_iter().chain(without).collect();
+        for LastHeartbeat { worker, mark } in &heartbeats {
             let known = before.remove(worker).filter(|(known, _)| known == mark);
             let seen = known.unwrap_or_else(|| (Arc::clone(mark), now));
             self.observed.insert(Arc::clone(worker), seen);
         }
         let observed = &self.observed;
-        let is_silent = |beat: &Heartbeat| {
-            let worker = self.table.workers.get(&beat.worker);
+        let is_silent = |last: &LastHeartbeat| {
+            let worker = self.table.workers.get(&last.worker);
             worker.is_some_and(|worker| {
-                asked.saturating_duration_since(observed[&beat.worker].1) >= worker.lease_duration
+                asked.saturating_duration_since(observed[&last.worker].1) >= worker.lease_duration
             })
         };
-        beats.into_iter().filter(is_silent).collect()
+        heartbeats.into_iter().filter(is_silent).collect()
     }
 
     /// Starts to observe all workers again, after this worker was away: the store may have been
@@ -123,12 +125,12 @@ impl View {
     }
 
     /// Returns the heartbeats of the workers that had expired in the last answer.
-    pub(super) fn expired(&self) -> &[Heartbeat] {
+    pub(super) fn expired(&self) -> &[LastHeartbeat] {
         &self.expired
     }
 
     pub(super) fn has_expired(&self, worker: &str) -> bool {
-        self.expired.iter().any(|beat| *beat.worker == *worker)
+        self.expired.iter().any(|last| *last.worker == *worker)
     }
 
     /// Returns the workers whose stored texts cannot be read.
@@ -138,12 +140,12 @@ impl View {
     }
 
     /// Returns the heartbeat of a worker under this entry, whose text may be stored in another form.
-    pub(super) fn beat(&self, worker: &Arc<str>, entry: &WorkerEntry) -> Beat {
+    pub(super) fn renewal(&self, worker: &Arc<str>, entry: &WorkerEntry) -> Renewal {
         let is_stored = self.table.workers.get(worker) == Some(entry);
         let stored = || self.text(&EntryKey::Worker(Arc::clone(worker))).cloned();
         let text = is_stored.then(stored).flatten();
         let text = text.unwrap_or_else(|| text::format_worker(entry).into());
-        Beat::new(Arc::clone(worker), text, entry.lease_duration)
+        Renewal::new(Arc::clone(worker), text, entry.lease_duration)
     }
 
     pub(super) fn text(&self, key: &EntryKey) -> Option<&Arc<str>> {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::record::ShardId;
 use crate::store::lease::{
-    EntryChange, EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, Heartbeat, Heartbeats,
-    Step, workers_of,
+    EntryChange, EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, Heartbeats,
+    LastHeartbeat, Step, workers_of,
 };
 
 /// The number of last versions of which the changes since are known.
@@ -36,10 +36,12 @@ impl Entries {
         }
         let heartbeats = Heartbeats::Expired(self.expired(now));
         let is_made = exchange.step.as_ref().is_none_or(|step| self.make(now, step));
-        for beat in &exchange.beats {
-            if self.texts.get(&EntryKey::Worker(Arc::clone(&beat.worker))) == Some(&beat.entry) {
-                let expiry = now.saturating_add(beat.lease_duration);
-                self.expiries.insert(Arc::clone(&beat.worker), (expiry, beat.lease_duration));
+        for renewal in &exchange.renewals {
+            if self.texts.get(&EntryKey::Worker(Arc::clone(&renewal.worker)))
+                == Some(&renewal.entry)
+            {
+                let expiry = now.saturating_add(renewal.lease_duration);
+                self.expiries.insert(Arc::clone(&renewal.worker), (expiry, renewal.lease_duration));
             }
         }
         let known = exchange.known.filter(|known| self.knows(*known));
@@ -63,12 +65,12 @@ impl Entries {
         answer
     }
 
-    fn expired(&self, now: Duration) -> Vec<Heartbeat> {
+    fn expired(&self, now: Duration) -> Vec<LastHeartbeat> {
         let is_expired = |worker: &&Arc<str>| {
             self.expiries.get(*worker).is_none_or(|(expiry, _)| *expiry <= now)
         };
         let expired = workers_of(&self.texts).filter(is_expired);
-        expired.map(|worker| Heartbeat::new(Arc::clone(worker), self.mark(worker))).collect()
+        expired.map(|worker| LastHeartbeat::new(Arc::clone(worker), self.mark(worker))).collect()
     }
 
     fn mark(&self, worker: &str) -> String {
@@ -79,7 +81,7 @@ impl Entries {
     /// Makes a step if its conditions hold.
     fn make(&mut self, now: Duration, step: &Step) -> bool {
         let is_as_expected = step.version.is_none_or(|version| version == self.version)
-            && step.silent.iter().all(|beat| self.mark(&beat.worker) == *beat.mark)
+            && step.silent.iter().all(|last| self.mark(&last.worker) == *last.mark)
             && step
                 .entries
                 .iter()

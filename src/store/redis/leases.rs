@@ -14,8 +14,8 @@ use super::keys::{Key, Keys};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Scope;
 use crate::store::lease::{
-    EntryChange, EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, Heartbeat, Heartbeats,
-    LeaseStore, Step, format_name, parse_name,
+    EntryChange, EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, Heartbeats,
+    LastHeartbeat, LeaseStore, Step, format_name, parse_name,
 };
 
 /// The largest integer that Lua represents exactly.
@@ -84,12 +84,12 @@ impl RedisStore {
 }
 
 fn exchange_arguments(arguments: &mut ScriptInvocation<'_>, exchange: &Exchange) {
-    let Exchange { step, beats, known } = exchange;
+    let Exchange { step, renewals, known } = exchange;
     let version = |version: Option<u64>| version.map_or_else(String::new, |it| it.to_string());
     let nothing = Step::default();
     let Step { version: of_step, silent, entries } = step.as_ref().unwrap_or(&nothing);
     arguments.arg(version(*known)).arg(version(*of_step)).arg(silent.len());
-    for Heartbeat { worker, mark } in silent {
+    for LastHeartbeat { worker, mark } in silent {
         arguments.arg(&*format_name(worker)).arg(if mark.is_empty() { NEVER } else { mark });
     }
     let fields = |change: &EntryChange| if change.key == EntryKey::Head { HEAD.len() } else { 1 };
@@ -97,9 +97,10 @@ fn exchange_arguments(arguments: &mut ScriptInvocation<'_>, exchange: &Exchange)
     for change in entries {
         change_arguments(arguments, change);
     }
-    for beat in beats {
-        let duration = u64::try_from(beat.lease_duration.as_millis()).unwrap_or(LIMIT).min(LIMIT);
-        arguments.arg(&*format_name(&beat.worker)).arg(&*beat.entry).arg(duration);
+    for renewal in renewals {
+        let duration =
+            u64::try_from(renewal.lease_duration.as_millis()).unwrap_or(LIMIT).min(LIMIT);
+        arguments.arg(&*format_name(&renewal.worker)).arg(&*renewal.entry).arg(duration);
     }
 }
 
@@ -203,12 +204,12 @@ impl Reply<'_> {
         let is_whole = self.next()?;
         let time = Some(Duration::from_micros(self.next()?));
         let expired: Vec<Vec<u8>> = self.next()?;
-        let beats = expired.chunks_exact(2).filter_map(|pair| {
+        let heartbeats = expired.chunks_exact(2).filter_map(|pair| {
             let (name, mark) = (&pair[0], &pair[1]);
             let mark = String::from_utf8_lossy(mark);
-            Some(Heartbeat::new(name_of(name)?, if mark == NEVER { "" } else { &*mark }))
+            Some(LastHeartbeat::new(name_of(name)?, if mark == NEVER { "" } else { &*mark }))
         });
-        let heartbeats = Heartbeats::Expired(beats.collect());
+        let heartbeats = Heartbeats::Expired(heartbeats.collect());
         let head: Vec<Vec<u8>> = self.next()?;
         let head: Vec<_> = head.iter().map(|word| String::from_utf8_lossy(word)).collect();
         let head = head.join(" ").trim_end().to_owned();

@@ -92,13 +92,13 @@ async fn suite_detects_mistakes_in_requests() {
         (|it| it.step = None, "a step whose conditions hold is made"),
         (|it| steps(it, |step| step.version = None), "at another version than it names"),
         (|it| steps(it, |step| step.silent.clear()), "is not made after its heartbeat"),
-        (|it| it.beats.clear(), "workers that have renewed have not expired"),
+        (|it| it.renewals.clear(), "workers that have renewed have not expired"),
         (
-            |it| it.beats.iter_mut().for_each(|beat| beat.lease_duration = LONG),
+            |it| it.renewals.iter_mut().for_each(|renewal| renewal.lease_duration = LONG),
             "so the worker stays silent",
         ),
         (
-            |it| it.beats.iter_mut().for_each(|beat| beat.entry = WORKER.into()),
+            |it| it.renewals.iter_mut().for_each(|renewal| renewal.entry = WORKER.into()),
             "so the worker stays silent",
         ),
         (|it| steps(it, |step| step.entries.truncate(500)), "1,000 positions are saved at once"),

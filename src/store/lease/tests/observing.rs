@@ -12,8 +12,8 @@ use super::actor::{self, Actor, assign};
 use crate::error::Result;
 use crate::mutex::Mutex;
 use crate::store::lease::{
-    EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, Heartbeat, Heartbeats, LeaseStore,
-    Membership,
+    EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, Heartbeats, LastHeartbeat,
+    LeaseStore, Membership,
 };
 use crate::store::{MemoryStore, Scope};
 
@@ -25,11 +25,11 @@ struct ClocklessStore {
 }
 
 impl ClocklessStore {
-    fn marks(&self) -> Vec<Heartbeat> {
+    fn marks(&self) -> Vec<LastHeartbeat> {
         let counts = self.counts.lock();
         counts
             .iter()
-            .map(|(worker, count)| Heartbeat::new(Arc::clone(worker), count.to_string()))
+            .map(|(worker, count)| LastHeartbeat::new(Arc::clone(worker), count.to_string()))
             .collect()
     }
 }
@@ -45,7 +45,7 @@ impl LeaseStore for ClocklessStore {
             let mut exchange = exchange.clone();
             if let Some(step) = &mut exchange.step {
                 let silent = std::mem::take(&mut step.silent);
-                if !silent.iter().all(|beat| before.contains(beat)) {
+                if !silent.iter().all(|last| before.contains(last)) {
                     // A version that the store never has.
                     step.version = Some(1);
                 }
@@ -53,11 +53,13 @@ impl LeaseStore for ClocklessStore {
             let mut answer = self.stored.exchange(scope, &exchange).await?;
             let whole = self.stored.exchange(scope, &Exchange::default()).await?;
             let mut counts = self.counts.lock();
-            for beat in &exchange.beats {
-                let entry =
-                    (EntryKey::Worker(Arc::clone(&beat.worker)), Some(Arc::clone(&beat.entry)));
+            for renewal in &exchange.renewals {
+                let entry = (
+                    EntryKey::Worker(Arc::clone(&renewal.worker)),
+                    Some(Arc::clone(&renewal.entry)),
+                );
                 if whole.entries.contains(&entry) {
-                    *counts.entry(Arc::clone(&beat.worker)).or_default() += 1;
+                    *counts.entry(Arc::clone(&renewal.worker)).or_default() += 1;
                 }
             }
             (answer.heartbeats, answer.time) = (Heartbeats::Last(before), None);
