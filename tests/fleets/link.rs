@@ -213,7 +213,8 @@ impl Facts {
     }
 
     /// Registers the response to an exchange that the worker sent at this time. `after` is the table
-    /// after the exchange.
+    /// after the exchange. An edit by the worker's consumer tells the worker nothing: the worker
+    /// reads its effect by its own exchange.
     pub(crate) fn note_heartbeat(
         &mut self,
         worker: usize,
@@ -222,6 +223,9 @@ impl Facts {
         answer: &Exchanged,
         after: &LeaseTable,
     ) {
+        if exchange.renewals.is_empty() {
+            return;
+        }
         if answer.is_whole || exchange.known != Some(answer.version) {
             self.workers[worker].known_epochs =
                 after.leases.iter().map(|(shard, lease)| (index_of(shard), lease.epoch)).collect();
