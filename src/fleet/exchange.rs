@@ -265,3 +265,25 @@ impl Worker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_moves_show_that_a_table_is_balanced() {
+        let shard: crate::ShardId = "shardId-000000000000".parse().unwrap();
+        let add = Change::Add {
+            shard: shard.clone(),
+            parents: Vec::new(),
+            start: None,
+            checkpoint: None,
+        };
+        let assign = Change::Assign { shard: shard.clone(), to: "w".into() };
+        let offer = Change::Offer { shard, to: "w".into() };
+        assert!(!is_balance(&[]));
+        assert!(!is_balance(std::slice::from_ref(&add)));
+        assert!(is_balance(&[add, assign]));
+        assert!(is_balance(&[offer]));
+    }
+}

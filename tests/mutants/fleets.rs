@@ -137,13 +137,6 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["NoDeadlock"],
     },
     Mistake {
-        what: "a worker that makes no calls counts as one that reaches Kinesis",
-        file: "fleet/reachability.rs",
-        right: "if self.is_out || !calls.succeeded_within(limit) || interruption >= limit {",
-        wrong: "if self.is_out || self.is_doubtful(calls) || interruption >= limit {",
-        breaks: &["Rest"],
-    },
-    Mistake {
         what: "every worker lists the shards",
         file: "fleet/duties.rs",
         right: "                || self.listing.is_requested\n",
@@ -312,12 +305,5 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         right: "settled.finished.push(shard.clone());",
         wrong: "",
         breaks: &["EventsAreTrue"],
-    },
-    Mistake {
-        what: "a renewal does not update the lease deadline that a run has cached",
-        file: "shard/lease_handle.rs",
-        right: "if known.is_none_or(|known| known.renewals != renewals) {",
-        wrong: "if known.is_none_or(|known| !self.validity.now().is_before(known.until)) {",
-        breaks: &["OnlyWhileValid"],
     },
 ];

@@ -1,5 +1,5 @@
 //! Mutation tests: each deliberate bug must be found by one of the simulations, or by a named test of
-//! the scripted suite.
+//! the scripted suite or of the library.
 //!
 //! Each bug is made in a copy of the crate, in a piece of source text that must occur exactly once,
 //! so that no bug becomes outdated unnoticed. All bugs are compiled into one copy, each behind a
@@ -22,6 +22,7 @@ mod remembered;
 mod scripted;
 mod servers;
 mod switch;
+mod units;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -41,7 +42,7 @@ struct Mistake {
     file: &'static str,
     right: &'static str,
     wrong: &'static str,
-    /// The promises that the bug may break, or the tests of the scripted suite that it breaks.
+    /// The promises that the bug may break, or the named tests that it breaks.
     breaks: &'static [&'static str],
 }
 
@@ -104,7 +105,10 @@ impl Copy {
         // The whole workspace, so that dependencies have the features of the build of this test.
         command.args(["test", "--locked", "--workspace", "--all-features", "--no-run"]);
         for test in tests {
-            command.args(["--test", test]);
+            match *test {
+                LIBRARY => command.arg("--lib"),
+                test => command.args(["--test", test]),
+            };
         }
         command
             .arg("--message-format=json-render-diagnostics")
@@ -195,13 +199,17 @@ static WOVEN: LazyLock<Woven> = LazyLock::new(|| {
     Woven { copy, binaries, alone }
 });
 
+/// The suite of the library's unit tests.
+const LIBRARY: &str = "kinestream";
+
 /// The suites, each with the bugs that it must find.
-const LISTS: [(&str, &[Mistake]); 5] = [
+const LISTS: [(&str, &[Mistake]); 6] = [
     ("simulation", reader::MISTAKES),
     ("fleets", fleets::MISTAKES),
     ("servers", servers::MISTAKES),
     ("scripted", scripted::MISTAKES),
     ("scripted", bounds::MISTAKES),
+    (LIBRARY, units::MISTAKES),
 ];
 
 fn all() -> impl Iterator<Item = (&'static str, &'static Mistake)> {

@@ -27,7 +27,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "no call detects a lost key",
         file: "store/redis/exchange.lua",
-        right: "if generation and count_keys(listed) < 0 then",
+        right: "if cached.F.generation and count_keys(cached.F.keys) < 0 then",
         wrong: "if false then",
         breaks: &["notices_loss"],
     },

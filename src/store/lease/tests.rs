@@ -2,6 +2,7 @@
 
 mod actor;
 mod beginning;
+mod conflicts;
 mod forgetting;
 mod identity;
 mod invariants;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{checkpoint, shard};
 use crate::clock::Clock;
+use crate::error::Result;
 use crate::record::SequenceNumber;
 use crate::store::Scope;
 use crate::store::lease::access::Access;
@@ -54,6 +55,10 @@ impl<'a> Actor<'a> {
         }
     }
 
+    pub(super) fn name(&self) -> Arc<str> {
+        Arc::clone(&self.name)
+    }
+
     pub(super) fn request(&self, changes: impl IntoIterator<Item = Change>) -> HeartbeatRequest {
         HeartbeatRequest {
             worker: Arc::clone(&self.name),
@@ -71,10 +76,7 @@ impl<'a> Actor<'a> {
         &mut self,
         changes: impl IntoIterator<Item = Change>,
     ) -> HeartbeatResponse {
-        let request = self.request(changes);
-        let Self { store, scope, clock, saves, .. } = self;
-        let access = Access { store: *store, scope, clock, saves };
-        let answer = match access.exchange(&mut self.view, &request).await {
+        let answer = match self.try_exchange(changes).await {
             Ok(answer) => answer,
             Err(error) => panic!("an exchange succeeds on a healthy store: {error}"),
         };
@@ -86,6 +88,16 @@ impl<'a> Actor<'a> {
             self.known = LeaseTable::clone(table);
         }
         answer
+    }
+
+    pub(super) async fn try_exchange(
+        &mut self,
+        changes: impl IntoIterator<Item = Change>,
+    ) -> Result<HeartbeatResponse> {
+        let request = self.request(changes);
+        let Self { store, scope, clock, saves, .. } = self;
+        let access = Access { store: *store, scope, clock, saves };
+        access.exchange(&mut self.view, &request).await
     }
 
     pub(super) fn access(&self) -> Access<'_> {

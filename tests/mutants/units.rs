@@ -1,0 +1,73 @@
+//! The bugs that a named unit test must find: those that a simulation shows once in thousands of
+//! seeds.
+
+use super::Mistake;
+
+pub(crate) const MISTAKES: &[Mistake] = &[
+    Mistake {
+        what: "a renewal does not update the lease deadline that a run has cached",
+        file: "shard/lease_handle.rs",
+        right: "if known.is_none_or(|known| known.renewals != renewals) {",
+        wrong: "if known.is_none_or(|known| !self.validity.now().is_before(known.until)) {",
+        breaks: &[
+            "shard::lease_handle::tests::sleep_after_the_wall_clock_was_set_back_ends_the_lease",
+        ],
+    },
+    Mistake {
+        what: "a worker that makes no calls counts as one that reaches Kinesis",
+        file: "fleet/reachability.rs",
+        right: "if self.is_out || !calls.succeeded_within(limit) || interruption >= limit {",
+        wrong: "if self.is_out || self.is_doubtful(calls) || interruption >= limit {",
+        breaks: &["fleet::reachability::tests::worker_without_calls_takes_over_only_after_a_trial"],
+    },
+    Mistake {
+        what: "a worker may take over leases after an interruption between two checks",
+        file: "fleet/reachability.rs",
+        right: " || interruption >= limit {",
+        wrong: " || interruption >= limit * 1000 {",
+        breaks: &[
+            "fleet::reachability::tests::leases_may_move_here_only_after_a_trial_without_interruption",
+        ],
+    },
+    Mistake {
+        what: "changes that move no lease mark the table as balanced",
+        file: "fleet/exchange.rs",
+        right: "changes.iter().any(moves)\n",
+        wrong: "changes.iter().any(moves) || true\n",
+        breaks: &["fleet::exchange::tests::only_moves_show_that_a_table_is_balanced"],
+    },
+    Mistake {
+        what: "a worker is removed in whatever table the store has",
+        file: "store/lease/access.rs",
+        right: "let depends_on_all = removes || is_applying",
+        wrong: "let depends_on_all = removes && begins || is_applying",
+        breaks: &[
+            "store::lease::tests::conflicts::lease_that_is_assigned_to_a_worker_before_its_removal_becomes_free",
+        ],
+    },
+    Mistake {
+        what: "a worker is removed although it has renewed since",
+        file: "store/lease/access.rs",
+        right: ".then_some(Step { version, silent, entries });",
+        wrong: ".then_some(Step { version, silent: Vec::new(), entries });",
+        breaks: &["store::lease::tests::conflicts::worker_that_renews_before_its_removal_stays"],
+    },
+    Mistake {
+        what: "a change does not depend on the entries that decide its effect",
+        file: "store/lease/access.rs",
+        right: "view.require(&mut entries, read);",
+        wrong: "view.require(&mut entries, read.take(0));",
+        breaks: &[
+            "store::lease::tests::conflicts::lease_is_assigned_to_no_worker_that_has_just_left",
+        ],
+    },
+    Mistake {
+        what: "the first worker after an outage removes the others if an answer is lost",
+        file: "store/lease/access.rs",
+        right: "is_mine && !view.expired().is_empty() && (was_away || view.has_expired(me));",
+        wrong: "is_mine && !view.expired().is_empty() && view.has_expired(me);",
+        breaks: &[
+            "store::lease::tests::conflicts::outage_spares_other_workers_although_an_answer_is_lost",
+        ],
+    },
+];
