@@ -255,9 +255,7 @@ impl OwnedShards {
                     return false;
                 }
                 Some(stored)
-                    if stored.epoch == epoch
-                        && stored.owner.as_ref() == Some(&self.me)
-                        && !holding.is_end_saved =>
+                    if stored.epoch == epoch && stored.owner.as_ref() == Some(&self.me) =>
                 {
                     holding.identify(stored);
                     if stored.next_owner.is_some() && !holding.is_leaving {
@@ -269,8 +267,7 @@ impl OwnedShards {
                     holding.stop();
                     return false;
                 }
-                // The store considered the worker dead, or has lost the lease. Or it has lost the
-                // end of the shard after it had confirmed it: the writer does not save it again.
+                // The store considered the worker dead, or has lost the lease.
                 _ => settled.changes.push(Change::Restore {
                     shard: shard.clone(),
                     incarnation: self.incarnation,

@@ -149,8 +149,8 @@ async fn unchanged_exchange_is_one_command_that_reads_no_shard() {
         count.map_or(0, |count| count.split(',').next().unwrap().parse::<u32>().unwrap())
     };
     assert_eq!((calls("evalsha"), calls("eval")), (1, 0), "{counts}");
-    // Expected: one read of the workers, one read of the fleet, and one write of a worker.
-    assert_eq!((calls("hgetall"), calls("hmget"), calls("hget")), (2, 0, 0), "{counts}");
+    // Expected: one read of the workers, two reads of the fleet, and one write of a worker.
+    assert_eq!((calls("hgetall"), calls("hmget"), calls("hget")), (3, 0, 0), "{counts}");
     assert_eq!((calls("hset"), calls("set")), (1, 0), "{counts}");
     assert_eq!(calls("exists"), 1, "{counts}");
     // The size of an INFO response hardly changes, so it can be subtracted.

@@ -41,7 +41,7 @@ pub(super) fn shard_of(keys: &Keys, key: Key, field: &[u8]) -> Option<ShardId> {
     shard
 }
 
-fn wrong_key_type(keys: &Keys, key: Key) -> Error {
+pub(super) fn wrong_key_type(keys: &Keys, key: Key) -> Error {
     Error::new(
         ErrorKind::StoreCorrupt,
         format!(
@@ -53,14 +53,10 @@ fn wrong_key_type(keys: &Keys, key: Key) -> Error {
     )
 }
 
-/// Classifies an error of a script. The script identifies the key by its number.
+/// Classifies an error of a script.
 pub(super) fn classify_script_error(error: RedisError, address: &str, keys: &Keys) -> Error {
-    let detail = error.detail().unwrap_or_default();
-    let (number, field) = detail.split_once(' ').unwrap_or((detail, ""));
-    match (error.code(), Key::numbered(number)) {
-        (Some("KINESTREAMFORMAT"), _) => unsupported_format(keys, detail),
-        (Some("KINESTREAMTYPE"), Some(key)) => wrong_key_type(keys, key),
-        (Some("KINESTREAMVALUE"), Some(key)) => corrupt_value(keys, key, field),
+    match error.code() {
+        Some("KINESTREAMFORMAT") => unsupported_format(keys, error.detail().unwrap_or_default()),
         _ => classify(error, address, &keys.of_part(Key::Checkpoints)),
     }
 }

@@ -17,13 +17,9 @@ pub(super) enum Key {
 }
 
 impl Key {
-    /// The keys in the order of the scripts' numbers, from 1.
-    const ALL: [Self; 6] =
+    /// The keys in the order of the scripts' arguments.
+    pub(super) const ALL: [Self; 6] =
         [Self::Format, Self::Checkpoints, Self::Leases, Self::Workers, Self::Fleet, Self::Steps];
-
-    pub(super) fn numbered(number: &str) -> Option<Self> {
-        Self::ALL.get(number.parse::<usize>().ok()?.checked_sub(1)?).copied()
-    }
 
     fn name(self) -> &'static str {
         match self {
@@ -33,6 +29,15 @@ impl Key {
             Self::Workers => "workers",
             Self::Fleet => "fleet",
             Self::Steps => "steps",
+        }
+    }
+
+    /// Returns the type of the key's value, as the command TYPE returns it.
+    pub(super) fn kind(self) -> &'static str {
+        match self {
+            Self::Format => "string",
+            Self::Checkpoints | Self::Leases | Self::Workers | Self::Fleet => "hash",
+            Self::Steps => "list",
         }
     }
 

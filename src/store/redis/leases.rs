@@ -1,16 +1,19 @@
 //! The entries of a lease table in Redis: the arguments of the scripts, and the parsing of their
 //! replies.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use redis::{FromRedisValue, Script, ScriptInvocation, Value};
+use redis::{AsyncCommands, FromRedisValue, Script, ScriptInvocation, Value};
 
 use super::RedisStore;
-use super::errors::{classify, classify_script_error, corrupt_value, shard_of};
+use super::connection::Connection;
+use super::errors::{classify, classify_script_error, corrupt_value, shard_of, wrong_key_type};
 use super::keys::{Key, Keys};
+use super::refusal::is_wrong_type;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Scope;
 use crate::store::lease::{
@@ -111,7 +114,10 @@ const NEVER: &str = "0";
 const ANY: &[u8] = b"*";
 
 /// The fields of the head's words, in their order.
-const HEAD: [&str; 5] = ["generation", "cleared", "first_poll", "epoch", "further"];
+const HEAD: [&str; 5] = ["generation", "cleared", "first_poll", "epoch", FURTHER];
+
+/// The field of the words that a later version has written. Without it, the others are numbers.
+const FURTHER: &str = "further";
 
 /// Adds the change of an entry. Each word of the head is a field of its own.
 fn change_arguments(arguments: &mut ScriptInvocation<'_>, change: &EntryChange) {
@@ -172,9 +178,24 @@ impl<'a> ScriptCall<'a> {
         match call.invoke_async::<Value>(&mut connection).await {
             Ok(Value::Array(parts)) => Ok(Reply { store, keys, parts: parts.into_iter() }),
             Ok(part) => Ok(Reply { store, keys, parts: vec![part].into_iter() }),
+            Err(error) if is_wrong_type(&error) => {
+                let key = key_of_wrong_type(&keys, &mut connection).await;
+                Err(wrong_key_type(&keys, key.unwrap_or(Key::Checkpoints)))
+            }
             Err(error) => Err(classify_script_error(error, &store.address, &keys)),
         }
     }
+}
+
+/// Returns the first key that holds a value of another type than the scripts expect.
+async fn key_of_wrong_type(keys: &Keys, connection: &mut Connection) -> Option<Key> {
+    for key in Key::ALL {
+        let found: String = connection.key_type(keys.of_part(key)).await.ok()?;
+        if found != "none" && found != key.kind() {
+            return Some(key);
+        }
+    }
+    None
 }
 
 /// The reply of a script, consumed part by part.
@@ -200,34 +221,36 @@ impl Reply<'_> {
 
     fn exchanged(mut self) -> Result<Exchanged> {
         let is_made = self.next()?;
-        let version = self.next()?;
         let is_whole = self.next()?;
         let time = Some(Duration::from_micros(self.next()?));
-        let expired: Vec<Vec<u8>> = self.next()?;
-        let heartbeats = expired.chunks_exact(2).filter_map(|pair| {
-            let (name, mark) = (&pair[0], &pair[1]);
-            let mark = String::from_utf8_lossy(mark);
-            Some(LastHeartbeat::new(name_of(name)?, if mark == NEVER { "" } else { &*mark }))
+        let expired: Vec<(Vec<u8>, String)> = self.next()?;
+        let heartbeats = expired.iter().filter_map(|(name, mark)| {
+            Some(LastHeartbeat::new(name_of(name)?, if mark == NEVER { "" } else { &**mark }))
         });
         let heartbeats = Heartbeats::Expired(heartbeats.collect());
-        let head: Vec<Vec<u8>> = self.next()?;
-        let head: Vec<_> = head.iter().map(|word| String::from_utf8_lossy(word)).collect();
-        let head = head.join(" ").trim_end().to_owned();
-        let parts: Vec<Vec<u8>> = self.next()?;
-        let is_of_head =
-            |part: &[Vec<u8>]| part[0] == b"F" && HEAD.iter().any(|it| part[1] == it.as_bytes());
-        let has_head = parts.chunks_exact(3).any(is_of_head);
-        let head = Some(head).filter(|head| !head.is_empty()).map(Into::into);
-        let head = has_head.then_some((EntryKey::Head, head));
-        let entries = parts.chunks_exact(3).filter_map(|part| {
-            let (kind, field, text) = (&*part[0], &part[1], text_of(&part[2]));
-            let key = match kind {
-                b"W" => EntryKey::Worker(name_of(field)?),
-                b"L" => EntryKey::Lease(shard_of(&self.keys, Key::Leases, field)?),
-                b"P" => EntryKey::Position(shard_of(&self.keys, Key::Checkpoints, field)?),
+        let numbers: HashMap<Vec<u8>, Vec<u8>> = self.next()?;
+        let number = |field: &str| Some(String::from_utf8_lossy(numbers.get(field.as_bytes())?));
+        let version = number("version").map_or(Ok(0), |version| version.parse());
+        let version = version.map_err(|_| unknown())?;
+        let parts: Vec<(String, Vec<u8>, Vec<u8>)> = self.next()?;
+        let is_of_head = |(kind, field, _): &(String, Vec<u8>, Vec<u8>)| {
+            kind == "F" && HEAD.iter().any(|it| field == it.as_bytes())
+        };
+        let head = parts.iter().any(is_of_head).then(|| {
+            let words = HEAD.map(|field| {
+                number(field).unwrap_or(if field == FURTHER { "" } else { "0" }.into())
+            });
+            let text = number("generation").map(|_| words.join(" ").trim_end().into());
+            (EntryKey::Head, text)
+        });
+        let entries = parts.iter().filter_map(|(kind, field, text)| {
+            let key = match &**kind {
+                "W" => EntryKey::Worker(name_of(field)?),
+                "L" => EntryKey::Lease(shard_of(&self.keys, Key::Leases, field)?),
+                "P" => EntryKey::Position(shard_of(&self.keys, Key::Checkpoints, field)?),
                 _ => return None,
             };
-            Some((key, text))
+            Some((key, text_of(text)))
         });
         let entries = head.into_iter().chain(entries).collect();
         Ok(Exchanged { is_made, version, is_whole, entries, heartbeats, time })

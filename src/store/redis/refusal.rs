@@ -43,6 +43,11 @@ pub(super) fn is_command_denied(error: &RedisError) -> bool {
     })
 }
 
+/// Returns true if a key of the command holds a value of another type.
+pub(super) fn is_wrong_type(error: &RedisError) -> bool {
+    Refusal::of(error).is_some_and(|refusal| refusal.code == "WRONGTYPE")
+}
+
 /// An error answer: the server's code and text.
 pub(super) struct Refusal {
     pub(super) code: String,

@@ -1,7 +1,7 @@
 //! The Lua scripts that run on the server, each with its arguments and its reply.
 //!
-//! A script reads everything that may fail before it writes anything, since Redis does not roll back
-//! the writes of a script that fails later. In arguments and replies, a text that exists begins with
+//! A script reads every key of a step or a save before it writes one of them, since Redis does not
+//! roll back the writes of a script that fails later. In arguments and replies, a text that exists begins with
 //! `=`, and an absent one is empty.
 //!
 //! An entry is given by its kind and its field: `F` is a number of the table, `W` a worker, `L` a
@@ -10,7 +10,7 @@
 //!
 //! | script | arguments | reply |
 //! |---|---|---|
-//! | `exchange` | the known version and the version of the step, each empty if there is none; the number of silent workers, and for each its name and mark; the number of entries, and for each its kind, field, expected and new text; for each worker to renew its name, entry and lease duration in milliseconds | 1 if the step was made; the version; 1 if all entries are returned; the time in microseconds; the expired workers with their marks; the numbers of the head; the entries, each as kind, field and text |
+//! | `exchange` | the known version and the version of the step, each empty if there is none; the number of silent workers, and for each its name and mark; the number of entries, and for each its kind, field, expected and new text; for each worker to renew its name, entry and lease duration in milliseconds | 1 if the step was made; 1 if all entries are returned; the time in microseconds; the expired workers, each with its mark; the numbers of the table; the entries, each as kind, field and text |
 //! | `save` | for each position its shard, epoch (empty for any), expected and new text | for each position 1 if it is saved, the text of the lease, and the stored text |
 
 use redis::Script;
