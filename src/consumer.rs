@@ -291,6 +291,9 @@ impl Consumer {
 
     /// Moves a shard to `checkpoint`, before or after its current position. Reading resumes there.
     ///
+    /// In a store without a clock, such as `DynamoDbStore`, this takes up to the lease duration of
+    /// the shard's worker, unless the call passes [`IfLeased::Force`]: it waits for a heartbeat.
+    ///
     /// # Errors
     ///
     /// - [`InUse`](crate::ErrorKind::InUse) if a worker holds the lease, unless the call passes

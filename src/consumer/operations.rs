@@ -18,6 +18,9 @@ use crate::store::{Mark, STORE_CALL_TIMEOUT, leases_unsupported, with_timeout};
 use crate::telemetry::Event;
 use crate::worker_message::WorkerMessage;
 
+/// The interval of reads that show whether a worker renews.
+const OBSERVATION_INTERVAL: Duration = Duration::from_secs(1);
+
 impl ConsumerInner {
     /// Reads the lease table from the store.
     pub(super) async fn table(&self) -> Result<LeaseTable> {
@@ -162,13 +165,22 @@ impl ConsumerInner {
             // Positions in such a store only advance.
             return Err(self.in_this_stream(leases_unsupported()));
         }
-        let edited = with_timeout(self.operations.edit(edit, if_leased)).await;
-        match edited.map_err(|error| self.in_this_stream(error))? {
-            EditOutcome::Applied => Ok(()),
-            EditOutcome::Refused { worker } => Err(self.in_use(&format!(
-                "worker {worker} is reading; stop it first, or pass IfLeased::Force, which discards \
-                 its unsaved checkpoints"
-            ))),
+        loop {
+            let edited = with_timeout(self.operations.edit(edit, if_leased)).await;
+            match edited.map_err(|error| self.in_this_stream(error))? {
+                EditOutcome::Applied => return Ok(()),
+                EditOutcome::Refused { worker } => {
+                    // A store without a clock does not tell whether the worker is alive.
+                    if let Some(left) = self.operations.undecided(&worker).await {
+                        sleep(left.min(OBSERVATION_INTERVAL)).await;
+                        continue;
+                    }
+                    return Err(self.in_use(&format!(
+                        "worker {worker} is reading; stop it first, or pass IfLeased::Force, which \
+                         discards its unsaved checkpoints"
+                    )));
+                }
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ use super::worker::{AppliedListing, BalancedTable, TaskOutcome, WantedTable, Wor
 use crate::discovery::{Changes, Loss, Report};
 use crate::error::{Error, ErrorKind, contain};
 use crate::record::{KnownShard, ShardId};
-use crate::store::lease::{Change, HeartbeatResponse, Lease, LeaseTable, Membership, WorkerEntry};
+use crate::store::lease::{Change, HeartbeatResponse, Lease, LeaseTable, WorkerEntry};
 use crate::telemetry::Event;
 
 impl Worker {
@@ -151,11 +151,15 @@ impl Worker {
     /// Notes that the worker is in the table, and applies the table of the response if it has
     /// changed.
     pub(super) fn handle_response(&mut self, response: HeartbeatResponse) {
-        if response.membership == Membership::Joined {
-            let worker_id = (*self.deps.config.worker_id).to_owned();
-            self.deps.telemetry.emit(Event::WorkerJoined { worker_id });
-        }
         if let Some(table) = response.table {
+            // The membership of an answer that was lost said whether the worker has joined.
+            let entry = table.workers.get(&self.deps.config.worker_id);
+            let joined_as = entry.map_or(self.joined_as, |entry| Some(entry.joined));
+            if joined_as != self.joined_as {
+                self.joined_as = joined_as;
+                let worker_id = (*self.deps.config.worker_id).to_owned();
+                self.deps.telemetry.emit(Event::WorkerJoined { worker_id });
+            }
             self.apply_table(table);
         }
         // The only worker of a fleet lists the stream before it reads.

@@ -44,6 +44,8 @@ pub(crate) struct Worker {
     pub(super) wanted_table: WantedTable,
     /// True if the worker is in the table.
     pub(super) joined: bool,
+    /// The number under which the worker has joined.
+    pub(super) joined_as: Option<u64>,
     /// True if the caller got an error about the current outage of the store, or about a worker id
     /// in use.
     pub(super) error_reported: bool,
@@ -145,6 +147,7 @@ impl Worker {
             full_table_read_at: Some(now),
             wanted_table: WantedTable::default(),
             joined: false,
+            joined_as: None,
             error_reported: false,
             started_at: now,
             failing_since: None,

@@ -22,9 +22,11 @@ use link::Target;
 use redis::{FromRedisValue, RedisResult};
 use refusal::is_command_denied;
 use scripts::Scripts;
+use tokio::time::sleep;
 
 use super::lease::FencedSave;
 use super::{CheckpointStore, LeaseStore, Scope};
+use crate::backoff::{Backoff, CONFLICTS};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::ShardId;
@@ -361,7 +363,15 @@ impl CheckpointStore for RedisStore {
                 due.push((save, checkpoint));
             }
             let mut damaged = None;
+            let mut conflicts = Backoff::new(CONFLICTS);
+            let mut attempts = 0_u32;
             while !due.is_empty() {
+                attempts += 1;
+                // The first attempt shows the stored positions. After others, another process saves
+                // the same ones.
+                if attempts > 2 {
+                    sleep(conflicts.failed()).await;
+                }
                 let saves = due.iter().map(|(save, _)| (None, save)).collect();
                 let outcomes = self.save_texts(scope, saves).await?;
                 let mut rest = Vec::new();

@@ -70,4 +70,13 @@ pub(crate) const MISTAKES: &[Mistake] = &[
             "store::lease::tests::conflicts::outage_spares_other_workers_although_an_answer_is_lost",
         ],
     },
+    Mistake {
+        what: "a worker is not given a change that has no version",
+        file: "store/lease/access.rs",
+        right: "request.known != Some(version) || view.has_news;",
+        wrong: "request.known != Some(version);",
+        breaks: &[
+            "store::lease::tests::conflicts::worker_is_given_a_text_that_was_damaged_without_a_step",
+        ],
+    },
 ];

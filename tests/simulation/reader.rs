@@ -375,9 +375,12 @@ impl Reader {
                 self.store.healthy_for() < Duration::from_secs(20)
                     || self.next.is_empty() && yielded < 3
             }
-            // Even the first listing failed for seconds.
+            // Even the first listing failed for seconds, or the calls of a shard for a minute.
             ErrorKind::Unavailable => {
-                self.plan.distorted || self.next.is_empty() && !self.yielded.contains(&kind)
+                let unread = error.shard_id().map(|shard| self.unread_for(shard.as_str()));
+                self.plan.distorted
+                    || self.next.is_empty() && !self.yielded.contains(&kind)
+                    || unread.is_some_and(|unread| unread > UNREAD)
             }
             // Yielded once until the shard is read successfully. A caller that does not poll gets
             // the errors later, one for each outage.

@@ -134,7 +134,9 @@ impl Access<'_> {
         }
         let applied = outcome == Some(true);
         let version = (view.table.generation, view.table.version);
-        let table = (request.known != Some(version)).then(|| {
+        let is_given = request.known != Some(version) || view.has_news;
+        let table = is_given.then(|| {
+            view.has_news = false;
             self.saves.learn(view, &request.worker);
             Arc::clone(&view.table)
         });
@@ -243,8 +245,8 @@ impl Access<'_> {
     }
 
     /// See [`Leases::table`](super::Leases::table).
-    pub(super) async fn table(&self) -> Result<LeaseTable> {
-        let view = self.read().await?;
+    pub(super) async fn table(&self, view: &mut View) -> Result<LeaseTable> {
+        self.ask(view, &Exchange::default()).await?;
         let mut table = LeaseTable::clone(&view.table);
         for LastHeartbeat { worker, .. } in view.expired() {
             table.remove(worker);
@@ -253,13 +255,18 @@ impl Access<'_> {
     }
 
     /// See [`Leases::edit`](super::Leases::edit).
-    pub(super) async fn edit(&self, edit: &AdminEdit, if_leased: IfLeased) -> Result<EditOutcome> {
+    pub(super) async fn edit(
+        &self,
+        view: &mut View,
+        edit: &AdminEdit,
+        if_leased: IfLeased,
+    ) -> Result<EditOutcome> {
         let mut conflicts = Backoff::new(CONFLICTS);
-        let mut view = self.read().await?;
+        self.ask(view, &Exchange::default()).await?;
         loop {
             let mut after = LeaseTable::clone(&view.table);
             let is_alive = |worker: &Arc<str>| !view.has_expired(worker);
-            let outcome = after.edit(self.now(&view), edit, if_leased, is_alive);
+            let outcome = after.edit(self.now(view), edit, if_leased, is_alive);
             if outcome != EditOutcome::Applied {
                 return Ok(outcome);
             }
@@ -267,12 +274,12 @@ impl Access<'_> {
             // A worker that has renewed since was taken for dead.
             let step = Some(Step { version: known, silent: view.expired().to_vec(), entries });
             let exchange = Exchange { step, renewals: Vec::new(), known };
-            if self.ask(&mut view, &exchange).await? {
+            if self.ask(view, &exchange).await? {
                 return Ok(EditOutcome::Applied);
             }
             sleep(conflicts.failed()).await;
             let known = Some(view.table.version);
-            self.ask(&mut view, &Exchange { known, ..Exchange::default() }).await?;
+            self.ask(view, &Exchange { known, ..Exchange::default() }).await?;
         }
     }
 

@@ -1,6 +1,7 @@
 //! The lease table of one application and stream in a store.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::access::Access;
 use super::change::{AdminEdit, EditOutcome, IfLeased};
@@ -26,7 +27,10 @@ pub struct Leases {
     store: Arc<dyn LeaseStore>,
     scope: Scope,
     clock: Clock,
+    /// The table as a worker knows it.
     view: Arc<tokio::sync::Mutex<View>>,
+    /// The table as it was read for operators. It remembers the heartbeats of workers.
+    read: Arc<tokio::sync::Mutex<View>>,
     saves: Arc<Saves>,
 }
 
@@ -38,7 +42,14 @@ impl Leases {
 
     /// Creates access to a table. `clock` is used for a store without a clock.
     pub(crate) fn with_clock(store: Arc<dyn LeaseStore>, scope: Scope, clock: Clock) -> Self {
-        Self { store, scope, clock, view: Arc::default(), saves: Arc::default() }
+        Self {
+            store,
+            scope,
+            clock,
+            view: Arc::default(),
+            read: Arc::default(),
+            saves: Arc::default(),
+        }
     }
 
     /// Returns access to the table of another scope in the same store.
@@ -83,24 +94,34 @@ impl Leases {
         self.access().save_fenced(positions).await
     }
 
-    /// Returns the table. Expired workers are left out, if the store has a clock.
+    /// Returns the table without the workers that have expired.
+    ///
+    /// In a store without a clock, a dead worker is returned until calls of this value have seen no
+    /// heartbeat of it for its lease duration.
     ///
     /// # Errors
     ///
     /// Returns the errors of the store.
     pub async fn table(&self) -> Result<LeaseTable> {
-        self.access().table().await
+        self.access().table(&mut *self.read.lock().await).await
     }
 
-    /// Applies an operator's edit. If the edit concerns a live worker, `if_leased` decides whether
-    /// it is applied. An unknown policy counts as [`IfLeased::Refuse`]. An edit that meets the
+    /// Applies an operator's edit. If it concerns a live worker, `if_leased` decides whether it is
+    /// applied. In a store without a clock, a dead worker counts as live until calls of this value
+    /// have seen no heartbeat of it for its lease duration. An unknown policy counts as [`IfLeased::Refuse`]. An edit that meets the
     /// change of a worker is tried again, with back-off, until it is made or this future is dropped.
     ///
     /// # Errors
     ///
     /// Returns the errors of the store.
     pub async fn edit(&self, edit: &AdminEdit, if_leased: IfLeased) -> Result<EditOutcome> {
-        self.access().edit(edit, if_leased).await
+        self.access().edit(&mut *self.read.lock().await, edit, if_leased).await
+    }
+
+    /// Returns the time after which a repeated [`edit`](Self::edit) finds out whether a worker is
+    /// alive; `None` if the last one has found out.
+    pub(crate) async fn undecided(&self, worker: &Arc<str>) -> Option<Duration> {
+        self.read.lock().await.undecided(worker)
     }
 
     fn access(&self) -> Access<'_> {

@@ -39,6 +39,7 @@ impl Saves {
     /// Remembers the positions of the shards that a worker has acquired.
     pub(super) fn learn(&self, view: &View, worker: &Arc<str>) {
         let mut stored = self.stored.lock();
+        stored.retain(|shard, _text| view.table.lease(shard).is_some());
         for shard in view.owned_by(worker) {
             let position = || view.text(&EntryKey::Position(shard.clone())).cloned();
             stored.entry(shard.clone()).or_insert_with(position);

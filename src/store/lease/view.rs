@@ -19,11 +19,13 @@ pub(super) struct View {
     pub(super) table: Arc<LeaseTable>,
     /// False until the whole table was read.
     pub(super) is_read: bool,
+    /// True if the table differs from the one that the worker was given last. Not every difference
+    /// has a version of its own: a text that was damaged in the store has none.
+    pub(super) has_news: bool,
     /// The texts of all entries.
     texts: BTreeMap<EntryKey, Arc<str>>,
-    /// The last marks of workers in a store without a clock, each with the time at which it was
-    /// first seen.
-    observed: BTreeMap<Arc<str>, (Arc<str>, Instant)>,
+    /// The workers in a store without a clock.
+    observed: BTreeMap<Arc<str>, Observed>,
     /// The workers that had expired in the last answer.
     expired: Vec<LastHeartbeat>,
     /// The time of the last answer by the store's clock, and the same moment by tokio's.
@@ -32,6 +34,17 @@ pub(super) struct View {
     asked: Option<Instant>,
     /// The time of the last answer.
     answered: Option<Instant>,
+}
+
+/// What this view has seen of a worker in a store without a clock.
+#[derive(Debug)]
+struct Observed {
+    /// The mark of its last heartbeat.
+    mark: Arc<str>,
+    /// The time at which the mark was first seen.
+    since: Instant,
+    /// True if another mark was seen before.
+    has_renewed: bool,
 }
 
 impl View {
@@ -49,8 +62,12 @@ impl View {
         }
         let Exchanged { version, entries, heartbeats, time, .. } = answer;
         self.is_read = true;
-        let has_changed = answer.is_whole || version != self.table.version || !entries.is_empty();
+        let mut has_changed = answer.is_whole || version != self.table.version;
         for (key, text) in entries {
+            if self.texts.get(&key) == text.as_ref() {
+                continue;
+            }
+            has_changed = true;
             match text {
                 Some(text) => self.texts.insert(key.clone(), text),
                 None => self.texts.remove(&key),
@@ -59,6 +76,7 @@ impl View {
         }
         if has_changed {
             Arc::make_mut(&mut self.table).version = version;
+            self.has_news = true;
         }
         self.time = time.map(|time| (time, Instant::now()));
         self.expired = match heartbeats {
@@ -83,15 +101,20 @@ impl View {
         let without: Vec<LastHeartbeat> = without.collect();
         let heartbeats: Vec<LastHeartbeat> = heartbeats.into_iter().chain(without).collect();
         for LastHeartbeat { worker, mark } in &heartbeats {
-            let known = before.remove(worker).filter(|(known, _)| known == mark);
-            let seen = known.unwrap_or_else(|| (Arc::clone(mark), now));
-            self.observed.insert(Arc::clone(worker), seen);
+            let observed = match before.remove(worker) {
+                Some(known) if known.mark == *mark => known,
+                known => {
+                    Observed { mark: Arc::clone(mark), since: now, has_renewed: known.is_some() }
+                }
+            };
+            self.observed.insert(Arc::clone(worker), observed);
         }
         let observed = &self.observed;
         let is_silent = |last: &LastHeartbeat| {
             let worker = self.table.workers.get(&last.worker);
             worker.is_some_and(|worker| {
-                asked.saturating_duration_since(observed[&last.worker].1) >= worker.lease_duration
+                let since = observed[&last.worker].since;
+                asked.saturating_duration_since(since) >= worker.lease_duration
             })
         };
         heartbeats.into_iter().filter(is_silent).collect()
@@ -101,7 +124,15 @@ impl View {
     /// unreachable for all of them.
     pub(super) fn observe_again(&mut self) {
         let now = Instant::now();
-        self.observed.values_mut().for_each(|(_, seen)| *seen = now);
+        self.observed.values_mut().for_each(|observed| observed.since = now);
+    }
+
+    /// Returns the time after which an answer shows whether a worker is alive; `None` if the last
+    /// one has shown it.
+    pub(super) fn undecided(&self, worker: &Arc<str>) -> Option<Duration> {
+        let observed = self.observed.get(worker).filter(|observed| !observed.has_renewed)?;
+        let duration = self.table.workers.get(worker)?.lease_duration;
+        duration.checked_sub(observed.since.elapsed()).filter(|_rest| !self.has_expired(worker))
     }
 
     /// Forgets the workers that had expired in the last answer.

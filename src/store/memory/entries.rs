@@ -110,6 +110,11 @@ impl Entries {
         while self.versions.len() > REMEMBERED_VERSIONS {
             self.versions.pop_first();
         }
+        // No known version is earlier.
+        if self.changed.len() > 2 * self.texts.len() + REMEMBERED_VERSIONS {
+            let earliest = self.versions.first().copied().unwrap_or_default();
+            self.changed.retain(|_key, version| *version > earliest);
+        }
     }
 
     fn knows(&self, version: u64) -> bool {

@@ -5,19 +5,16 @@ local function argument_of(text)
   return text and '=' .. text or ''
 end
 
--- Returns the difference between the keys that exist and the listed ones. If it is negative, a key
--- was evicted or deleted.
-local function count_keys(listed)
-  local count = select(2, string.gsub(listed or '', '%S+', ''))
-  return redis.call('EXISTS', FORMAT, CHECKPOINTS, LEASES, WORKERS) - count
-end
-
-local function list_keys()
-  local found = {}
+-- Returns the names of the keys that exist, and true if a listed one does not: it was evicted or
+-- deleted.
+local function find_keys(listed)
+  local found, has_lost = {}, false
   for index, name in ipairs({ 'format', 'checkpoints', 'leases', 'workers' }) do
-    found[#found + 1] = redis.call('EXISTS', KEYS[index]) == 1 and name or nil
+    local exists = redis.call('EXISTS', KEYS[index]) == 1
+    found[#found + 1] = exists and name or nil
+    has_lost = has_lost or not exists and string.find(listed or '', name, 1, true) ~= nil
   end
-  redis.call('HSET', FLEET, 'keys', table.concat(found, ' '))
+  return table.concat(found, ' '), has_lost
 end
 
 local format = redis.call('GET', FORMAT) or '1'

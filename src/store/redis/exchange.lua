@@ -98,7 +98,7 @@ for _, field in ipairs({ 'generation', 'version', 'cleared', 'first_poll', 'epoc
   end
 end
 
-if cached.F.generation and count_keys(cached.F.keys) < 0 then
+if cached.F.generation and select(2, find_keys(cached.F.keys)) then
   if string.find(cached.F.keys, 'ch') and redis.call('EXISTS', CHECKPOINTS) == 0 then
     -- A lease without its checkpoint would be read from the starting position.
     redis.call('DEL', LEASES)
@@ -107,7 +107,7 @@ if cached.F.generation and count_keys(cached.F.keys) < 0 then
   -- as a whole.
   next_version()
   set('F', 'generation', digits(math.max(micros, cached.F.generation + 1)))
-  list_keys()
+  redis.call('HSET', FLEET, 'keys', (find_keys()))
 end
 
 local expired = {}
@@ -146,7 +146,7 @@ if is_made and #words > 0 then
   redis.call('SETNX', FORMAT, '1')
   redis.call('RPUSH', STEPS, cmsgpack.pack(words))
   redis.call('LTRIM', STEPS, -REMEMBERED_STEPS, -1)
-  list_keys()
+  redis.call('HSET', FLEET, 'keys', (find_keys()))
 end
 while last_argument < #ARGV do
   local name, entry, duration = next_argument(), next_argument(), next_argument()

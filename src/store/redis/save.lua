@@ -1,5 +1,5 @@
 local listed, answers = redis.call('HGET', FLEET, 'keys'), {}
-local has_lost = count_keys(listed) < 0
+local _, has_lost = find_keys(listed)
 for index = 1, #ARGV, 4 do
   local shard, epoch, expected, text = unpack(ARGV, index, index + 3)
   -- After a loss, no shard has a lease until an exchange has noticed it.
@@ -15,7 +15,7 @@ for index = 1, #ARGV, 4 do
   answers[#answers + 1] = argument_of(lease)
   answers[#answers + 1] = is_saved and text or stored
 end
-if listed and not has_lost and count_keys(listed) > 0 then
-  list_keys()
+if listed and not has_lost then
+  redis.call('HSET', FLEET, 'keys', (find_keys()))
 end
 return answers

@@ -81,10 +81,6 @@ impl<'a> Actor<'a> {
             Err(error) => panic!("an exchange succeeds on a healthy store: {error}"),
         };
         if let Some(table) = &answer.table {
-            assert!(
-                (table.generation, table.version) != (self.known.generation, self.known.version),
-                "the table is returned only if it is not the known one"
-            );
             self.known = LeaseTable::clone(table);
         }
         answer
@@ -123,7 +119,7 @@ impl<'a> Actor<'a> {
     }
 
     pub(super) async fn table(&self) -> LeaseTable {
-        match self.access().table().await {
+        match self.access().table(&mut View::default()).await {
             Ok(table) => table,
             Err(error) => panic!("reading the table succeeds on a healthy store: {error}"),
         }

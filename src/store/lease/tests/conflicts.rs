@@ -180,3 +180,19 @@ async fn outage_spares_other_workers_although_an_answer_is_lost() {
     assert_eq!(b.exchange([]).await.membership, Membership::Renewed);
     assert_eq!(b.lease(0).owner.as_deref(), Some("b"));
 }
+
+#[cfg(feature = "testing")]
+#[tokio::test]
+async fn worker_is_given_a_text_that_was_damaged_without_a_step() {
+    let (store, scope) = (BusyStore::default(), Scope::new("damaged", "orders"));
+    let mut a = Actor::new(&store, &scope, "a");
+    a.exchange([add(0)]).await;
+    let (stored, damaged) = (store.stored.clone(), scope.clone());
+    let before = async move { stored.damage(&damaged, &shard(0), true) };
+    *store.before.lock() = Some(before.boxed());
+    let version = a.known.version;
+    a.only_if_unchanged = true;
+    assert!(!a.exchange([assign(0, "a")]).await.applied);
+    assert_eq!(a.known.version, version);
+    assert!(a.lease(0).unreadable.is_some(), "the rejected step has shown it: {:?}", a.known);
+}

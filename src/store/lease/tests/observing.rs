@@ -7,13 +7,14 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::time::{Instant, sleep};
 
-use super::SHORT;
 use super::actor::{self, Actor, assign};
+use super::{SHORT, shard};
+use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::mutex::Mutex;
 use crate::store::lease::{
-    EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, Heartbeats, LastHeartbeat,
-    LeaseStore, Membership,
+    AdminEdit, EditOutcome, EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, Heartbeats,
+    IfLeased, LastHeartbeat, LeaseStore, Leases, Membership,
 };
 use crate::store::{MemoryStore, Scope};
 
@@ -114,4 +115,24 @@ async fn worker_that_was_away_removes_no_other() {
     a.exchange([]).await;
     assert!(a.known.workers.contains_key("b"), "the other worker was away as well");
     assert_eq!(b.exchange([]).await.membership, Membership::Renewed, "both have renewed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn operator_learns_by_observing_whether_a_worker_is_alive() {
+    let (store, scope) = (Arc::new(ClocklessStore::default()), Scope::new("operated", "orders"));
+    let mut a = Actor::new(&*store, &scope, "a");
+    a.lease_duration = SHORT;
+    a.exchange([actor::add(0), assign(0, "a")]).await;
+    let operator = Leases::new(Arc::clone(&store) as Arc<dyn LeaseStore>, scope.clone());
+    let edit = AdminEdit::Set { positions: vec![(shard(0), Checkpoint::TrimHorizon)] };
+    let worker: Arc<str> = "a".into();
+    let refused = EditOutcome::Refused { worker: Arc::clone(&worker) };
+    assert_eq!(operator.edit(&edit, IfLeased::Refuse).await.unwrap(), refused);
+    assert_eq!(operator.undecided(&worker).await, Some(SHORT), "one mark proves nothing");
+    a.exchange([]).await;
+    assert_eq!(operator.edit(&edit, IfLeased::Refuse).await.unwrap(), refused);
+    assert_eq!(operator.undecided(&worker).await, None, "the worker is alive");
+    sleep(SHORT).await;
+    assert!(operator.table().await.unwrap().workers.is_empty());
+    assert_eq!(operator.edit(&edit, IfLeased::Refuse).await.unwrap(), EditOutcome::Applied);
 }

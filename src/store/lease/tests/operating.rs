@@ -7,6 +7,7 @@ use tokio::time::sleep;
 use super::actor::{self, Actor, assign};
 use super::{LeaseSuite, checkpoint, shard};
 use crate::store::Scope;
+use crate::store::lease::view::View;
 use crate::store::lease::{AdminEdit, Change, EditOutcome, IfLeased, Lease, SaveOutcome};
 
 fn refused_by(worker: &str) -> EditOutcome {
@@ -21,7 +22,7 @@ impl LeaseSuite<'_> {
         if_leased: IfLeased,
     ) -> EditOutcome {
         let operator = Actor::new(self.store, scope, "operator");
-        let outcome = operator.access().edit(edit, if_leased).await;
+        let outcome = operator.access().edit(&mut View::default(), edit, if_leased).await;
         outcome.unwrap_or_else(|error| panic!("an edit succeeds on a healthy store: {error}"))
     }
 
