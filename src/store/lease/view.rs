@@ -36,7 +36,7 @@ pub(super) struct View {
     answered: Option<Instant>,
 }
 
-/// What this view has seen of a worker in a store without a clock.
+/// The heartbeats of a worker in a store without a clock, as this view has seen them.
 #[derive(Debug)]
 struct Observed {
     /// The mark of its last heartbeat.

@@ -17,7 +17,7 @@ use crate::store::lease::{
 };
 use crate::store::{MemoryStore, Scope};
 
-/// What happens before the next step.
+/// A call of another worker, made before the next step.
 type Before = Mutex<Option<BoxFuture<'static, ()>>>;
 
 /// A store that other callers reach before the next step arrives.
