@@ -18,6 +18,9 @@ use crate::telemetry::{Event, log_line};
 /// covers the release of all leases.
 pub(super) const FINAL_SAVE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The number of requests of the whole table that a large fleet makes in each discovery interval.
+const WHOLE_TABLES: u32 = 10;
+
 /// The number of rounds of one exchange that may have no effect: two after the first, for a store
 /// that shows a change late.
 const MAX_INEFFECTIVE_ROUNDS: u32 = 3;
@@ -64,7 +67,9 @@ impl Worker {
             if response.membership == Membership::Occupied {
                 return self.retry_worker_id(asked.monotonic);
             }
-            self.pending.drain(..sent);
+            if response.applied {
+                self.pending.drain(..sent);
+            }
             let is_conflict = only_if_unchanged && !response.applied;
             // The store accepted the changes without effect. An immediate repeat would have none
             // either.
@@ -79,7 +84,7 @@ impl Worker {
             }
             self.note_declared();
             if request.known.is_none() {
-                self.full_table_read_at = Some(Instant::now());
+                self.whole_table_at = Some(Instant::now() + self.whole_table_interval());
             }
             self.handle_response(response);
             self.deps.telemetry.renewed(self.owned.len());
@@ -116,12 +121,20 @@ impl Worker {
         self.deps.config.lease_duration / 3
     }
 
-    fn request(&self, changes: Vec<Change>, only_if_unchanged: bool) -> HeartbeatRequest {
-        // Saved positions do not change the version. Once per discovery interval the whole table is
-        // requested nevertheless, so that the worker knows the positions if the store loses them.
+    /// Returns the time until this worker requests the whole table again, since saved positions do
+    /// not change its version. Some worker then knows the positions if the store loses them.
+    ///
+    /// In a large fleet, each worker requests it more rarely, at a random time, so that the fleet
+    /// makes about [`WHOLE_TABLES`] such requests in each discovery interval.
+    fn whole_table_interval(&self) -> Duration {
         let each = self.deps.config.discovery_interval;
-        let is_known =
-            self.joined && self.full_table_read_at.is_some_and(|seen| seen.elapsed() < each);
+        let fleet = u32::try_from(self.table.workers.len()).unwrap_or(u32::MAX);
+        let more = each.saturating_mul((fleet / WHOLE_TABLES).saturating_sub(1));
+        each.saturating_add(more.mul_f64(2.0 * fastrand::f64()))
+    }
+
+    fn request(&self, changes: Vec<Change>, only_if_unchanged: bool) -> HeartbeatRequest {
+        let is_known = self.joined && self.whole_table_at.is_some_and(|due| Instant::now() < due);
         let known = if self.wanted_table == WantedTable::Any && !only_if_unchanged {
             (0, 0)
         } else {

@@ -38,9 +38,8 @@ pub(crate) struct Worker {
     pub(super) owned: OwnedShards,
     /// The table that was read last.
     pub(super) table: Arc<LeaseTable>,
-    /// The time at which the whole table was read last, since a saved position does not change its
-    /// version; `None` to request the whole table with the next exchange.
-    pub(super) full_table_read_at: Option<Instant>,
+    /// The time of the next exchange that requests the whole table; `None` for the next one.
+    pub(super) whole_table_at: Option<Instant>,
     pub(super) wanted_table: WantedTable,
     /// True if the worker is in the table.
     pub(super) joined: bool,
@@ -144,7 +143,7 @@ impl Worker {
             valid_until: None,
             owned: OwnedShards::new(deps.config.worker_id.clone(), incarnation),
             table: Arc::default(),
-            full_table_read_at: Some(now),
+            whole_table_at: Some(now + deps.config.discovery_interval),
             wanted_table: WantedTable::default(),
             joined: false,
             joined_as: None,
@@ -306,7 +305,7 @@ impl Worker {
 
     /// Requests the whole table with an immediate exchange.
     pub(super) fn request_full_table(&mut self) {
-        (self.full_table_read_at, self.renew_at) = (None, Instant::now());
+        (self.whole_table_at, self.renew_at) = (None, Instant::now());
     }
 
     /// Schedules a listing by this worker as early as allowed.

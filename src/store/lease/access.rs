@@ -10,7 +10,7 @@ use super::change::{AdminEdit, Change, EditOutcome, IfLeased};
 use super::contract::{EntryKey, Exchange, LastHeartbeat, LeaseStore, Renewal, Step};
 use super::heartbeat::{HeartbeatRequest, HeartbeatResponse, Membership};
 use super::saves::Saves;
-use super::table::{LeaseTable, WorkerEntry};
+use super::table::{Lease, LeaseTable, WorkerEntry};
 use super::view::View;
 use crate::backoff::{Backoff, CONFLICTS};
 use crate::clock::Clock;
@@ -100,8 +100,10 @@ impl Access<'_> {
                 round.exchange.renewals.iter().find(|renewal| renewal.worker == request.worker);
             renewed = mine.map(|renewal| Arc::clone(&renewal.entry));
             let has_version = round.exchange.step.as_ref().is_some_and(|it| it.version.is_some());
+            let before = Arc::clone(&view.table);
             let is_made = self.ask(view, &round.exchange).await?;
             is_whole_due = false;
+            let is_moved = has_moved(&request.worker, &before, &view.table);
             if round.is_amnesty {
                 was_away = false;
                 view.forget_expired();
@@ -110,7 +112,15 @@ impl Access<'_> {
                 has_joined |= round.is_joining;
                 outcome = outcome.or(Some(round.is_applying));
                 rounds += 1;
-            } else if is_conditional && outcome.is_none() {
+            }
+            if is_moved && !request.leaving && is_noted(view, &request.worker, renewed.as_ref()) {
+                // The worker is to stop reading before anything else is done.
+                break;
+            }
+            if is_made {
+                continue;
+            }
+            if is_conditional && outcome.is_none() {
                 // The caller decides again.
                 outcome = Some(false);
                 rounds += 1;
@@ -316,6 +326,16 @@ impl Access<'_> {
 fn is_member(table: &LeaseTable, request: &HeartbeatRequest) -> bool {
     let mine = table.workers.get(&request.worker);
     mine.is_some_and(|entry| entry.incarnation == request.incarnation)
+}
+
+/// Returns true if a lease of the worker is in another epoch, or gone.
+fn has_moved(worker: &Arc<str>, before: &Arc<LeaseTable>, after: &Arc<LeaseTable>) -> bool {
+    let is_own = |lease: &Lease| lease.owner.as_ref() == Some(worker);
+    let is_same = |shard, lease: &Lease| {
+        after.leases.get(shard).is_some_and(|after| after.epoch == lease.epoch)
+    };
+    let mut leases = before.leases.iter();
+    !Arc::ptr_eq(before, after) && leases.any(|(shard, it)| is_own(it) && !is_same(shard, it))
 }
 
 /// Returns true if the table shows the worker under the entry of this text, under which it was

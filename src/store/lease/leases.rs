@@ -73,7 +73,8 @@ impl Leases {
     /// 3. The worker joins, or is renewed.
     /// 4. The changes are made. None is made if [`HeartbeatRequest::only_if_unchanged`] is set and
     ///    the table is not the known one. Otherwise changes that meet those of another worker are
-    ///    tried again, with back-off, until they are made or this future is dropped.
+    ///    tried again, with back-off, until they are made or this future is dropped. If a lease of
+    ///    the worker has moved meanwhile, the table is returned at once, and none is made.
     /// 5. If the worker is leaving, it is removed, and its leases become free.
     ///
     /// # Errors

@@ -61,7 +61,6 @@ impl View {
             self.table = Arc::default();
         }
         let Exchanged { version, entries, heartbeats, time, .. } = answer;
-        self.is_read = true;
         let mut has_changed = answer.is_whole || version != self.table.version;
         for (key, text) in entries {
             if self.texts.get(&key) == text.as_ref() {
@@ -76,8 +75,9 @@ impl View {
         }
         if has_changed {
             Arc::make_mut(&mut self.table).version = version;
-            self.has_news = true;
+            self.has_news |= self.is_read;
         }
+        self.is_read = true;
         self.time = time.map(|time| (time, Instant::now()));
         self.expired = match heartbeats {
             Heartbeats::Expired(expired) => expired,
