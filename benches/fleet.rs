@@ -1,6 +1,8 @@
 //! Measures how quickly a fleet rebalances, and the load on Redis.
 //!
-//!     cargo bench --features testing --bench fleet
+//!     cargo bench --features testing --bench fleet [-- growth]
+//!
+//! With `growth`, it measures how the load grows with shards and workers, in ten minutes.
 //!
 //! The workers are consumers in this process. Each has its own connection to a real redis-server.
 //! Kinesis is in memory, and its shards are idle. The clock is not paused: the times depend on the
@@ -26,9 +28,9 @@ use futures::future::{pending, ready};
 use futures::{FutureExt, StreamExt};
 use gated::Gated;
 use kinestream::store::Scope;
-use kinestream::store::lease::Lease;
+use kinestream::store::lease::{AdminEdit, IfLeased, Lease};
 use kinestream::testing::Kinesis;
-use kinestream::{Consumer, RedisStore};
+use kinestream::{Checkpoint, Consumer, RedisStore};
 use lease_access::LeaseAccess;
 use redis_server::RedisServer;
 use tokio::task::JoinHandle;
@@ -36,6 +38,10 @@ use tokio::time::sleep;
 
 const SHARDS: usize = 1000;
 const REST: Duration = Duration::from_secs(30);
+
+/// Shards and workers of the measurement of growth.
+const SIZES: [(usize, usize); 6] =
+    [(100, 1), (100, 10), (1000, 10), (1000, 100), (10_000, 100), (10_000, 500)];
 
 /// A worker's connection to Redis.
 struct Line(Arc<AtomicBool>);
@@ -53,17 +59,32 @@ impl Line {
 struct Fleet {
     server: RedisServer,
     kinesis: Kinesis,
+    shards: usize,
+    look_interval: Duration,
+    discovery_interval: Duration,
     workers: Vec<(Line, JoinHandle<()>)>,
     seen_by: RedisStore,
 }
 
+/// Counters of the server.
+struct Load {
+    scripts: u64,
+    /// Commands, including those in scripts.
+    commands: u64,
+    /// Bytes that it received and sent.
+    bytes: u64,
+}
+
 impl Fleet {
-    async fn new() -> Self {
+    async fn new(shards: usize) -> Self {
         let server = RedisServer::start(&[]);
         let kinesis = Kinesis::new();
-        kinesis.create_stream("orders", SHARDS);
+        kinesis.create_stream("orders", shards);
         let seen_by = RedisStore::connect(&server.url()).await.unwrap();
-        Self { server, kinesis, workers: Vec::new(), seen_by }
+        let look_interval = Duration::from_millis(100);
+        let discovery_interval = Duration::from_secs(30);
+        let workers = Vec::new();
+        Self { server, kinesis, shards, look_interval, discovery_interval, workers, seen_by }
     }
 
     async fn join(&mut self) {
@@ -82,6 +103,7 @@ impl Fleet {
         });
         let consumer = Consumer::builder(self.kinesis.client(), "orders")
             .interval(Duration::from_secs(20))
+            .discovery_interval(self.discovery_interval)
             .worker_id(format!("worker-{:03}", self.workers.len()))
             .store(store)
             .build()
@@ -106,7 +128,7 @@ impl Fleet {
             }
             let least = shares.values().min().copied().unwrap_or(0);
             let most = shares.values().max().copied().unwrap_or(0);
-            if shares.values().sum::<usize>() == SHARDS
+            if shares.values().sum::<usize>() == self.shards
                 && shares.len() == alive
                 && most <= least + 1
             {
@@ -114,12 +136,11 @@ impl Fleet {
             }
             assert!(began.elapsed() < Duration::from_secs(120), "{shares:?}");
             // Poll slowly, since the table read is a load on Redis as well.
-            sleep(Duration::from_millis(100)).await;
+            sleep(self.look_interval).await;
         }
     }
 
-    /// Returns the number of script calls, and of commands including those in scripts.
-    fn commands(&self) -> (u64, u64) {
+    fn load(&self) -> Load {
         let mut redis = redis::Client::open(self.server.url()).unwrap();
         let stats: String = redis::cmd("INFO").arg("commandstats").query(&mut redis).unwrap();
         let calls = |line: &str| -> Option<u64> {
@@ -128,12 +149,36 @@ impl Fleet {
         let all = |name: &str| -> u64 {
             stats.lines().filter(|line| line.starts_with(name)).filter_map(calls).sum()
         };
-        (all("cmdstat_evalsha:"), all("cmdstat_"))
+        let network: String = redis::cmd("INFO").arg("stats").query(&mut redis).unwrap();
+        let bytes = network.lines().filter_map(|line| line.strip_prefix("total_net_"));
+        let bytes =
+            bytes.filter_map(|line| line.split_once("_bytes:")?.1.trim().parse::<u64>().ok());
+        let (scripts, commands) = (all("cmdstat_evalsha:"), all("cmdstat_"));
+        Load { scripts, commands, bytes: bytes.sum() }
+    }
+
+    /// Returns the load per second of a fleet at rest: scripts, commands and bytes.
+    async fn load_at_rest(&self) -> [f64; 3] {
+        let before = self.load();
+        sleep(REST).await;
+        let after = self.load();
+        let a_second = |before: u64, after: u64| (after - before) as f64 / REST.as_secs_f64();
+        [
+            a_second(before.scripts, after.scripts),
+            a_second(before.commands, after.commands),
+            a_second(before.bytes, after.bytes),
+        ]
+    }
+
+    fn end(self) {
+        for (_line, reading) in self.workers {
+            reading.abort();
+        }
     }
 }
 
 async fn measure(workers: usize) {
-    let mut fleet = Fleet::new().await;
+    let mut fleet = Fleet::new(SHARDS).await;
     for _ in 0..workers {
         fleet.join().await;
     }
@@ -142,24 +187,57 @@ async fn measure(workers: usize) {
     fleet.join().await;
     let joined = fleet.until_even().await;
     sleep(REST).await;
-    let before = fleet.commands();
-    sleep(REST).await;
-    let after = fleet.commands();
-    let a_second = |before: u64, after: u64| (after - before) as f64 / REST.as_secs_f64();
-    let (scripts, commands) = (a_second(before.0, after.0), a_second(before.1, after.1));
+    let [scripts, commands, _bytes] = fleet.load_at_rest().await;
     let (line, _reading) = &fleet.workers[0];
     line.cut();
     let taken = fleet.until_even().await;
     println!(
         "{workers:7} | {started:10.2} | {joined:8.2} | {taken:8.2} | {scripts:9.2} | {commands:10.2}"
     );
-    for (_line, reading) in fleet.workers {
-        reading.abort();
+    fleet.end();
+}
+
+async fn measure_growth(shards: usize, workers: usize) {
+    let mut fleet = Fleet::new(shards).await;
+    fleet.look_interval = Duration::from_secs(1);
+    // Without the regular requests of the whole table, which are measured apart.
+    fleet.discovery_interval = Duration::from_secs(3600);
+    let scope = Scope::new("default", "orders");
+    for _ in 0..workers {
+        fleet.join().await;
     }
+    let started = fleet.until_even().await;
+    sleep(REST).await;
+    let [_scripts, commands, bytes] = fleet.load_at_rest().await;
+    let before = fleet.load().bytes;
+    fleet.seen_by.table(&scope).await.unwrap();
+    let whole = fleet.load().bytes - before;
+    // One change that every worker reads by its next renewal.
+    let shard = "shardId-000000000000".parse().unwrap();
+    let edit = AdminEdit::Set { positions: vec![(shard, Checkpoint::TrimHorizon)] };
+    fleet.seen_by.edit(&scope, &edit, IfLeased::Force).await.unwrap();
+    let before = fleet.load().bytes;
+    sleep(REST).await;
+    let change = (fleet.load().bytes - before) as f64 - bytes * REST.as_secs_f64();
+    println!(
+        "{shards:6} | {workers:7} | {started:10.2} | {commands:10.2} | {:9.1} | {:9.2} | {:9.1}",
+        bytes / 1000.0,
+        change / 1000.0 / workers as f64,
+        whole as f64 / 1000.0,
+    );
+    fleet.end();
 }
 
 #[tokio::main]
 async fn main() {
+    if std::env::args().any(|argument| argument == "growth") {
+        println!("commands and kB per second at rest; kB per worker after one change; whole table");
+        println!("shards | workers | from start | commands/s |    kB/s   | kB/change |    kB");
+        for (shards, workers) in SIZES {
+            measure_growth(shards, workers).await;
+        }
+        return;
+    }
     println!("{SHARDS} shards; seconds until the shares are even; Redis calls per second at rest");
     println!("workers | from start | one joins | one fails | scripts/s | commands/s");
     for workers in [1, 10, 100] {

@@ -340,10 +340,9 @@ impl Facts {
 /// leaves, or depends on the head: its store has lost the epoch.
 fn is_edit(step: &Step) -> bool {
     let is_set = |change: &EntryChange| change.key.shard().is_some_and(|id| !is_mark(id));
-    let is_workers = |key: &EntryKey| matches!(key, EntryKey::Head | EntryKey::Worker(_));
-    step.entries.iter().any(is_set)
-        && !step.entries.iter().any(|change| is_workers(&change.key))
-        && step.version.is_some()
+    // The head changes as well if the new epochs are ahead of the clock.
+    let is_worker = |change: &EntryChange| matches!(change.key, EntryKey::Worker(_));
+    step.entries.iter().any(is_set) && !step.entries.iter().any(is_worker) && step.version.is_some()
 }
 
 /// Returns true for the id of a mark of the migration to an ARN.

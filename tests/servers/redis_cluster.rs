@@ -10,7 +10,7 @@ use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, sleep};
 
 use crate::free_port::free_port;
-use crate::redis_server::RedisServer;
+use crate::redis_server::{RedisServer, connect};
 use crate::redis_store::{after, scope, shard};
 
 const SLOTS: u16 = 16_384;
@@ -35,8 +35,7 @@ impl Node {
     /// Starts a node that holds no slot and knows no other node.
     async fn launch() -> Self {
         let (server, cluster_port) = RedisServer::cluster_node();
-        let client = redis::Client::open(server.url()).unwrap();
-        let raw = client.get_multiplexed_async_connection().await.unwrap();
+        let raw = connect(server.url()).await.unwrap();
         Self { server, cluster_port, raw }
     }
 

@@ -14,7 +14,7 @@ use tokio::process::Command;
 use tokio::time::{Instant, timeout};
 
 use crate::ferrokinesis_server::{create_stream, put_numbers, start_kinesis};
-use crate::redis_server::RedisServer;
+use crate::redis_server::{RedisServer, connect};
 
 const STREAM: &str = "orders";
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -73,8 +73,7 @@ async fn consumer_keeps_reading_while_redis_is_down_and_loses_no_ack() {
 #[tokio::test(flavor = "multi_thread")]
 async fn foreign_key_is_reported_to_the_caller() {
     let server = RedisServer::start(&[]);
-    let redis = redis::Client::open(server.url()).unwrap();
-    let mut raw = redis.get_multiplexed_async_connection().await.unwrap();
+    let mut raw = connect(server.url()).await.unwrap();
     raw.set::<_, _, ()>("kinestream:{billing:orders}:checkpoints", "?").await.unwrap();
     let (client, _port) = start_kinesis().await.unwrap();
     create_stream(&client, STREAM, 1).await.unwrap();

@@ -9,14 +9,13 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::reading::{DELAY, LEASE, ReadingWorker};
 use crate::redis_connection::{ALL, ProxiedStore, until_saved};
-use crate::redis_server::RedisServer;
+use crate::redis_server::{RedisServer, connect};
 use crate::redis_store::{after, scope, shard, whole_text};
 
 /// Sets a new password, and closes the connections of all other clients.
 async fn set_password(server: &RedisServer, old: &str, new: &str) {
     let login = if old.is_empty() { String::new() } else { format!(":{old}@") };
-    let client = redis::Client::open(server.url().replace("//", &format!("//{login}"))).unwrap();
-    let mut raw = client.get_multiplexed_async_connection().await.unwrap();
+    let mut raw = connect(server.url().replace("//", &format!("//{login}"))).await.unwrap();
     let set = ["SET", "requirepass", new];
     redis::cmd("CONFIG").arg(&set).exec_async(&mut raw).await.unwrap();
     let kill = ["KILL", "TYPE", "normal", "SKIPME", "yes"];

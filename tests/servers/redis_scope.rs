@@ -9,7 +9,7 @@ use kinestream::{Checkpoint, Consumer, RedisStore, ShardId, StartingPosition};
 use redis::AsyncCommands;
 use tokio::time::timeout;
 
-use crate::redis_server::RedisServer;
+use crate::redis_server::{RedisServer, connect};
 
 const ARN: &str = "arn:aws:kinesis:eu-west-1:123456789012:stream/orders";
 const OTHER_ARN: &str = "arn:aws:kinesis:us-east-1:123456789012:stream/orders";
@@ -45,8 +45,7 @@ async fn positions_under_name_migrate_to_arn_once() {
     assert_eq!(read(&here, ARN, &store).await, ["second"]);
     assert_eq!(read(&here, ARN, &store).await, [""; 0]);
 
-    let raw = redis::Client::open(redis.url()).unwrap();
-    let mut raw = raw.get_multiplexed_async_connection().await.unwrap();
+    let mut raw = connect(redis.url()).await.unwrap();
     let prefix = "kinestream:{billing:123456789012:eu-west-1:orders}";
     let positions: Vec<String> = raw.hkeys(format!("{prefix}:checkpoints")).await.unwrap();
     assert_eq!(positions, ["shardId-000000000000"]);

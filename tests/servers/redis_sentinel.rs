@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::free_port::free_port;
 use crate::proxy::{Mode, Proxy};
-use crate::redis_server::RedisServer;
+use crate::redis_server::{RedisServer, connect};
 use crate::redis_store::{after, scope, shard};
 
 const PASSWORD: &str = "secret-of-the-master";
@@ -80,9 +80,8 @@ fn saved(number: u32) -> Vec<(ShardId, Checkpoint)> {
 /// Returns a section of the server's information, or an error as text: a sentinel that promotes a
 /// server closes all its connections.
 async fn information(url: String, section: &str) -> String {
-    let client = redis::Client::open(url).unwrap();
     let asked = async {
-        let mut raw = client.get_multiplexed_async_connection().await?;
+        let mut raw = connect(url).await?;
         redis::cmd("INFO").arg(section).query_async(&mut raw).await
     };
     asked.await.unwrap_or_else(|error: redis::RedisError| error.to_string())

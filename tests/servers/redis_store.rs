@@ -9,7 +9,7 @@ use proptest::test_runner::TestRunner;
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 
-use crate::redis_server::RedisServer;
+use crate::redis_server::{RedisServer, connect};
 
 const CHECKPOINTS: &str = "kinestream:{billing:orders}:checkpoints";
 const FORMAT: &str = "kinestream:{billing:orders}:format";
@@ -27,8 +27,7 @@ pub(crate) fn after(number: u32) -> Checkpoint {
 }
 
 pub(crate) async fn raw(server: &RedisServer) -> MultiplexedConnection {
-    let client = redis::Client::open(server.url()).unwrap();
-    client.get_multiplexed_async_connection().await.unwrap()
+    connect(server.url()).await.unwrap()
 }
 
 /// Returns the texts of an error and of all its sources.

@@ -9,7 +9,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::certificates;
-use crate::redis_server::RedisServer;
+use crate::redis_server::{RedisServer, connect};
 
 const USER: [&str; 6] = ["--user", "billing", "on", ">hunter2", "~*", "+@all"];
 
@@ -37,8 +37,7 @@ async fn trusting_process() {
     conformance::check(&store).await;
     let shown = format!("{store:?}");
     assert!(shown.contains("localhost") && !shown.contains("hunter2"), "{shown}");
-    let client = redis::Client::open(url).unwrap();
-    let mut raw = client.get_multiplexed_async_connection().await.unwrap();
+    let mut raw = connect(url).await.unwrap();
     let keys: String = redis::cmd("INFO").arg("keyspace").query_async(&mut raw).await.unwrap();
     assert!(keys.contains("db3:") && !keys.contains("db0:"), "{keys}");
 }

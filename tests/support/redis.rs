@@ -10,7 +10,21 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, IntoConnectionInfo, RedisResult};
+
 use crate::free_port::free_port;
+
+/// Connects to a server. The client's own time limit of 500 ms is too short for a busy machine.
+pub(crate) async fn connect(url: impl IntoConnectionInfo) -> RedisResult<MultiplexedConnection> {
+    let patient = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(PATIENCE))
+        .set_response_timeout(Some(PATIENCE));
+    let client = redis::Client::open(url)?;
+    client.get_multiplexed_async_connection_with_config(&patient).await
+}
+
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Numbers the folders of the servers of this process.
 static FOLDERS: AtomicUsize = AtomicUsize::new(0);

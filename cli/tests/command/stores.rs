@@ -6,7 +6,7 @@ use redis::FromRedisValue;
 use redis::aio::MultiplexedConnection;
 
 use crate::ferrokinesis_server::put_numbers;
-use crate::redis_server::RedisServer;
+use crate::redis_server::{RedisServer, connect};
 use crate::run::{Server, command, run};
 
 const SLOTS: u16 = 16_384;
@@ -14,8 +14,7 @@ const SLOTS: u16 = 16_384;
 const APPLICATIONS: [&str; 4] = ["billing", "search", "mail", "audit"];
 
 async fn connection(server: &RedisServer) -> MultiplexedConnection {
-    let client = redis::Client::open(server.url()).unwrap();
-    client.get_multiplexed_async_connection().await.unwrap()
+    connect(server.url()).await.unwrap()
 }
 
 async fn cluster<T: FromRedisValue>(raw: &mut MultiplexedConnection, words: &[&str]) -> T {

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::free_port::free_port;
 use crate::proxy::Proxy;
-use crate::redis_server::RedisServer;
+use crate::redis_server::{RedisServer, connect};
 
 /// The source address of the proxies' connections to the servers.
 const PROXIES: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
@@ -298,7 +298,6 @@ async fn command<T: FromRedisValue>(server: &RedisServer, words: &[&str]) -> T {
 }
 
 async fn query<T: FromRedisValue>(server: &RedisServer, words: &[&str]) -> RedisResult<T> {
-    let client = redis::Client::open(server.url())?;
-    let mut raw = client.get_multiplexed_async_connection().await?;
+    let mut raw = connect(server.url()).await?;
     redis::cmd(words[0]).arg(&words[1..]).query_async(&mut raw).await
 }
