@@ -198,6 +198,8 @@
 //! and no worker restores the table first.
 
 pub mod conformance;
+#[cfg(feature = "dynamodb")]
+mod dynamodb;
 mod guarded_store;
 pub mod lease;
 mod memory;
@@ -220,6 +222,8 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::ShardId;
 
+#[cfg(feature = "dynamodb")]
+pub use dynamodb::DynamoDbStore;
 pub(crate) use guarded_store::GuardedStore;
 pub use lease::LeaseStore;
 pub use memory::MemoryStore;

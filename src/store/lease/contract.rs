@@ -284,7 +284,8 @@ impl FencedSave {
 pub struct FencedOutcome {
     /// True if the position was saved.
     pub is_saved: bool,
-    /// The text of the lease entry, if there is one.
+    /// The text of the lease entry, if there is one. A store may leave it out if the position was
+    /// saved.
     pub lease: Option<Arc<str>>,
     /// The text of the position entry, if there is one.
     pub position: Option<Arc<str>>,
