@@ -1,4 +1,4 @@
-//! Tests of the store and the consumer against a real redis-server. Each test starts its servers.
+//! Tests of the stores and the consumer against a real redis-server and a DynamoDB server. Each test starts its servers.
 // Tests and their helpers report failures by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 #![cfg(feature = "redis")]
@@ -10,6 +10,11 @@ mod blocked_runtime;
 #[cfg(feature = "redis-tls")]
 #[path = "../support/certificates.rs"]
 mod certificates;
+#[cfg(feature = "dynamodb")]
+#[path = "../support/dynamodb.rs"]
+mod dynamodb_server;
+#[cfg(feature = "dynamodb")]
+mod dynamodb_store;
 #[path = "../../examples/support/mod.rs"]
 mod ferrokinesis_server;
 #[path = "../support/free_port.rs"]
