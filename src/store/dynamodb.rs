@@ -130,6 +130,8 @@ use crate::record::ShardId;
 pub struct DynamoDbStore {
     client: Client,
     table: Arc<str>,
+    /// True if each step leaves its positions pending, as a large one does.
+    postpones: bool,
 }
 
 impl DynamoDbStore {
@@ -138,11 +140,24 @@ impl DynamoDbStore {
     /// The client decides about the region, the account and the credentials.
     #[must_use]
     pub fn new(client: Client, table: impl Into<Arc<str>>) -> Self {
-        Self { client, table: table.into() }
+        Self { client, table: table.into(), postpones: false }
+    }
+
+    /// Returns the store with every step made like a large one, for tests.
+    #[cfg(feature = "testing")]
+    #[doc(hidden)]
+    #[must_use]
+    pub fn postponing(self) -> Self {
+        Self { postpones: true, ..self }
     }
 
     fn partition(&self, scope: &Scope) -> Partition<'_> {
-        Partition { client: &self.client, table: &self.table, key: layout::partition_key(scope) }
+        Partition {
+            client: &self.client,
+            table: &self.table,
+            key: layout::partition_key(scope),
+            postpones: self.postpones,
+        }
     }
 
     /// Returns the error of an item that cannot be read.

@@ -11,6 +11,8 @@ mod blocked_runtime;
 #[path = "../support/certificates.rs"]
 mod certificates;
 #[cfg(feature = "dynamodb")]
+mod dynamodb_leases_alike;
+#[cfg(feature = "dynamodb")]
 #[path = "../support/dynamodb.rs"]
 mod dynamodb_server;
 #[cfg(feature = "dynamodb")]
@@ -21,6 +23,7 @@ mod ferrokinesis_server;
 mod free_port;
 #[path = "../support/lease_access.rs"]
 mod lease_access;
+mod leases_alike;
 #[path = "../support/listening.rs"]
 mod listening;
 #[cfg(feature = "testing")]

@@ -77,7 +77,14 @@ impl Partition<'_> {
             Some(known) => self.changed_since(&front, known).await?,
             None => None,
         };
-        let Some(changed) = changed else { return Ok(answer_whole(self.whole().await?)) };
+        let Some(changed) = changed else {
+            let mut answer = answer_whole(self.whole().await?);
+            for (key, _) in &answer.entries {
+                shown.remove(key);
+            }
+            answer.entries.extend(shown.into_iter().map(|key| (key, None)));
+            return Ok(answer);
+        };
         shown.extend(changed);
         let mut answer = Exchanged::new(front.version, Heartbeats::Last(Vec::new()));
         answer.entries = self.entries(&front, shown).await?;

@@ -48,6 +48,8 @@ pub(super) struct Partition<'a> {
     pub(super) client: &'a Client,
     pub(super) table: &'a str,
     pub(super) key: String,
+    /// True if each step leaves its positions pending.
+    pub(super) postpones: bool,
 }
 
 /// The outcome of a conditional update of one item.

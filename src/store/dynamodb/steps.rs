@@ -144,7 +144,8 @@ impl Plan {
             let Named::Text(expected) = &write.write.expected else { continue };
             items.push(positions::check(partition, &shard, expected.as_deref())?);
         }
-        if items.len() + written.len() + writes.len() <= TRANSACTION {
+        let fits = items.len() + written.len() + writes.len() <= TRANSACTION;
+        if fits && !partition.postpones {
             for (shard, Moved { write, .. }) in writes {
                 let lease = lease_of(&buckets, &shard);
                 items.push(positions::write(partition, &shard, lease.as_deref(), &write)?);
