@@ -229,7 +229,8 @@ pub(crate) fn assert_alike<S: LeaseStore + Clone>(
     TestRunner::new(ProptestConfig { cases, failure_persistence: None, ..Default::default() })
         .run(&operations, |operations| {
             number.set(number.get() + 1);
-            let scope = Scope::new(format!("case-{}", number.get()), "orders");
+            let scope =
+                Scope::new(format!("case-{}-{}", fastrand::u64(..), number.get()), "orders");
             let mut found = Tested::new(store.clone(), scope.clone());
             let mut expected = Tested::new(in_memory.clone(), scope);
             for operation in &operations {

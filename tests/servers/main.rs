@@ -10,8 +10,15 @@ mod blocked_runtime;
 #[cfg(feature = "redis-tls")]
 #[path = "../support/certificates.rs"]
 mod certificates;
+#[cfg(all(feature = "dynamodb", feature = "testing"))]
+mod dynamodb_faults;
+#[cfg(all(feature = "dynamodb", feature = "testing"))]
+mod dynamodb_fences;
 #[cfg(feature = "dynamodb")]
 mod dynamodb_leases_alike;
+#[cfg(feature = "dynamodb")]
+#[path = "../support/dynamodb_link.rs"]
+mod dynamodb_link;
 #[cfg(feature = "dynamodb")]
 #[path = "../support/dynamodb.rs"]
 mod dynamodb_server;

@@ -130,6 +130,8 @@ fn classify_code(
         | "TransactionInProgressException" => {
             unavailable("another request changes the same item at the same time")
         }
+        // Without the reasons of its items.
+        "TransactionCanceledException" => unavailable("the transaction was cancelled"),
         "ProvisionedThroughputExceededException" | "ProvisionedThroughputExceeded" => unavailable(
             "throttled by DynamoDB; raise the table's provisioned throughput, or use the on-demand \
              capacity mode",
