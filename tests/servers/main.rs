@@ -11,6 +11,8 @@ mod blocked_runtime;
 #[path = "../support/certificates.rs"]
 mod certificates;
 #[cfg(all(feature = "dynamodb", feature = "testing"))]
+mod dynamodb_costs;
+#[cfg(all(feature = "dynamodb", feature = "testing"))]
 mod dynamodb_faults;
 #[cfg(all(feature = "dynamodb", feature = "testing"))]
 mod dynamodb_fences;
