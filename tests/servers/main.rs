@@ -17,6 +17,8 @@ mod dynamodb_faults;
 #[cfg(all(feature = "dynamodb", feature = "testing"))]
 mod dynamodb_fences;
 #[cfg(feature = "dynamodb")]
+mod dynamodb_fleet;
+#[cfg(feature = "dynamodb")]
 mod dynamodb_leases_alike;
 #[cfg(feature = "dynamodb")]
 #[path = "../support/dynamodb_link.rs"]
@@ -28,6 +30,7 @@ mod dynamodb_server;
 mod dynamodb_store;
 #[path = "../../examples/support/mod.rs"]
 mod ferrokinesis_server;
+mod fleet_tally;
 #[path = "../support/free_port.rs"]
 mod free_port;
 #[path = "../support/lease_access.rs"]

@@ -136,7 +136,8 @@ pub struct Exchange {
 pub struct Step {
     /// The version that the table must have; `None` for any.
     pub version: Option<u64>,
-    /// The workers that must not have renewed since these heartbeats were seen.
+    /// The workers that must not have renewed since these heartbeats were seen. A worker removes at
+    /// most 30 others in one step.
     pub silent: Vec<LastHeartbeat>,
     /// The entries. No key occurs twice.
     pub entries: Vec<EntryChange>,
