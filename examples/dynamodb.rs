@@ -8,7 +8,6 @@
 
 use std::error::Error;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use futures::StreamExt;
 use kinestream::{Consumer, DynamoDbStore, StartingPosition};
@@ -41,8 +40,6 @@ async fn run() -> Result<(), Box<dyn Error>> {
         .application("dynamodb-example")
         .starting_position(StartingPosition::TrimHorizon)
         .store(store)
-        // Each position that has advanced is one write per interval.
-        .checkpoint_interval(Duration::from_secs(10))
         .build()?;
 
     // Closing ends the stream below at its next poll, after the current record is processed.

@@ -35,8 +35,8 @@
 //! items. In a larger step, the buckets note the pending writes instead, and the store settles them
 //! after it: for each bucket, one transaction writes the positions and removes the note, under the
 //! condition that the bucket is still as it was read. Every reader of a bucket settles its pending
-//! writes before it uses the bucket. So nobody sees the leases of a step before their positions are
-//! fenced, and a save in an earlier epoch that succeeds between a large step and its settling comes
+//! writes before it uses the bucket. So no worker sees the leases of a step before their positions
+//! are fenced, and a save in an earlier epoch that succeeds between a large step and its settling comes
 //! before the step for everyone. A crash between the two leaves pending writes for the next reader.
 //!
 //! If an item of a position has no fence, or another one than the bucket without a pending write,
@@ -60,6 +60,7 @@ mod table;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use aws_sdk_dynamodb::Client;
 use futures::FutureExt;
@@ -73,13 +74,16 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::ShardId;
 
+/// The default checkpoint interval: each saved position is one write.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
+
 /// Stores positions and leases in a DynamoDB table. One table serves any number of applications.
 ///
 /// Workers of one application share the shards of a stream, as with `RedisStore`. The store has no
 /// clock: each worker observes the heartbeats of the others, so a dead worker is replaced within
 /// [`lease_duration`](crate::ConsumerBuilder::lease_duration) and two renewals.
 ///
-/// The guide page [`dynamodb`](crate::guide::dynamodb) shows the table as CloudFormation and
+/// The guide page [`dynamodb`](crate::guide::dynamodb) shows the table as `CloudFormation` and
 /// Terraform, the IAM actions, the costs and the layout.
 ///
 /// # Requirements on the table
@@ -89,9 +93,9 @@ use crate::record::ShardId;
 ///
 /// # Checkpoint interval
 ///
-/// Each saved position is one write. Set
-/// [`checkpoint_interval`](crate::ConsumerBuilder::checkpoint_interval) to 10 s or longer: with the
-/// default of 1 s, a busy stream of 1,000 shards costs ten times as much.
+/// Each saved position is one write, so the default of
+/// [`checkpoint_interval`](crate::ConsumerBuilder::checkpoint_interval) is 10 s with this store. With
+/// 1 s, a busy stream of 1,000 shards costs ten times as much.
 ///
 /// # Calls
 ///
@@ -114,15 +118,12 @@ use crate::record::ShardId;
 ///
 /// ```no_run
 /// # async fn example(config: aws_config::SdkConfig) -> kinestream::Result<()> {
-/// use std::time::Duration;
-///
 /// use kinestream::{Consumer, DynamoDbStore};
 ///
 /// let store = DynamoDbStore::new(aws_sdk_dynamodb::Client::new(&config), "kinestream");
 /// let consumer = Consumer::builder(aws_sdk_kinesis::Client::new(&config), "orders")
 ///     .application("billing")
 ///     .store(store)
-///     .checkpoint_interval(Duration::from_secs(10))
 ///     .build()?;
 /// # Ok(()) }
 /// ```
@@ -279,6 +280,10 @@ impl CheckpointStore for DynamoDbStore {
             }
         }
         .boxed()
+    }
+
+    fn default_checkpoint_interval(&self) -> Duration {
+        CHECKPOINT_INTERVAL
     }
 
     fn leases(self: Arc<Self>) -> Option<Arc<dyn LeaseStore>> {

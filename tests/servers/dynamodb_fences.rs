@@ -95,22 +95,27 @@ async fn moved_position_replaces_the_saved_one_in_a_step_of_any_size() {
     }
 }
 
+/// Returns a store that makes one step, and hangs before it settles the positions.
+fn hanging_after_one_transaction(server: &DynamoDbServer) -> DynamoDbStore {
+    let calls = AtomicUsize::new(0);
+    let link = Link::new(server, move |operation, _| {
+        let is_later =
+            operation == "TransactWriteItems" && calls.fetch_add(1, Ordering::Relaxed) > 0;
+        if is_later { Fault::Hang } else { Fault::None }
+    });
+    link.store().postponing()
+}
+
 /// The step is made, and its worker dies before the positions are fenced.
 #[tokio::test]
 async fn crash_before_the_fence_leaves_it_to_the_next_reader() {
     for to in [None, Some("moved")] {
         let (server, store) = filled(2).await;
-        let calls = AtomicUsize::new(0);
-        let link = Link::new(&server, move |operation, _| {
-            let is_later =
-                operation == "TransactWriteItems" && calls.fetch_add(1, Ordering::Relaxed) > 0;
-            if is_later { Fault::Hang } else { Fault::None }
-        });
-        let (dying, place) = (link.store().postponing(), scope());
+        let (dying, place) = (hanging_after_one_transaction(&server), scope());
         let exchange = asking(Some(moving(2, 7, to)), None);
         let call = dying.exchange(&place, &exchange);
         assert!(timeout(Duration::from_millis(500), call).await.is_err(), "it hangs");
-        // Nobody has seen the step, so this save comes before it.
+        // No worker has seen the step, so this save comes before it.
         assert!(save(&store, 0, 7, Some("first"), "last").await.is_saved);
         let shown = read(&store).await;
         assert_eq!(text_of(&shown, &EntryKey::Lease(shard(0))).as_deref(), Some(&*lease(0, 8).1));
@@ -141,13 +146,7 @@ async fn crash_before_the_fence_leaves_it_to_the_next_reader() {
 #[tokio::test]
 async fn save_settles_its_pending_fence() {
     let (server, store) = filled(1).await;
-    let calls = AtomicUsize::new(0);
-    let link = Link::new(&server, move |operation, _| {
-        let is_later =
-            operation == "TransactWriteItems" && calls.fetch_add(1, Ordering::Relaxed) > 0;
-        if is_later { Fault::Hang } else { Fault::None }
-    });
-    let (dying, place) = (link.store().postponing(), scope());
+    let (dying, place) = (hanging_after_one_transaction(&server), scope());
     let exchange = asking(Some(moving(1, 7, None)), None);
     let call = dying.exchange(&place, &exchange);
     assert!(timeout(Duration::from_millis(500), call).await.is_err(), "it hangs");
@@ -155,6 +154,19 @@ async fn save_settles_its_pending_fence() {
     assert!(!save(&store, 0, 7, Some("second"), "stale").await.is_saved);
     let loaded = CheckpointStore::load_each(&store, &scope()).await.unwrap();
     assert_eq!(loaded.len(), 1);
+}
+
+/// The pending position replaces the one that a save expects.
+#[tokio::test]
+async fn save_meets_a_pending_move() {
+    let (server, store) = filled(1).await;
+    let (dying, place) = (hanging_after_one_transaction(&server), scope());
+    let exchange = asking(Some(moving(1, 7, Some("moved"))), None);
+    let call = dying.exchange(&place, &exchange);
+    assert!(timeout(Duration::from_millis(500), call).await.is_err(), "it hangs");
+    let refused = save(&store, 0, 8, Some("first"), "second").await;
+    let expected = FencedOutcome::new(false, Some(lease(0, 8).1.into()), Some("moved".into()));
+    assert_eq!(refused, expected);
 }
 
 /// An item of a position that was deleted by hand has no fence.

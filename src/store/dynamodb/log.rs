@@ -19,7 +19,7 @@ const MAX_KEYS: usize = 1_000;
 /// Returns the update that writes the item of a step.
 pub(super) fn update<'a>(keys: impl ExactSizeIterator<Item = &'a EntryKey>) -> Expressions {
     let keys = (keys.len() <= MAX_KEYS)
-        .then(|| AttributeValue::L(keys.filter_map(format_key).map(text).collect()));
+        .then(|| AttributeValue::L(keys.map(format_key).map(text).collect()));
     Expressions::default().set(KEYS, Some(keys.unwrap_or(AttributeValue::Null(true))))
 }
 
@@ -34,12 +34,12 @@ pub(super) fn changed(steps: &[Item]) -> Option<BTreeSet<EntryKey>> {
     Some(changed)
 }
 
-fn format_key(key: &EntryKey) -> Option<String> {
+fn format_key(key: &EntryKey) -> String {
     match key {
-        EntryKey::Head => Some("H".to_owned()),
-        EntryKey::Worker(worker) => Some(format!("W{worker}")),
-        EntryKey::Lease(shard) => Some(format!("L{shard}")),
-        EntryKey::Position(shard) => Some(format!("P{shard}")),
+        EntryKey::Head => "H".to_owned(),
+        EntryKey::Worker(worker) => format!("W{worker}"),
+        EntryKey::Lease(shard) => format!("L{shard}"),
+        EntryKey::Position(shard) => format!("P{shard}"),
     }
 }
 

@@ -20,7 +20,7 @@ const ROUNDS: u32 = 6;
 /// A save, with what is to be compared.
 #[derive(Debug, Clone)]
 pub(super) struct Save<'a> {
-    save: &'a FencedSave,
+    position: &'a FencedSave,
     /// The epoch that the fence must have, if any.
     epoch: Option<Arc<str>>,
     /// Identifies this save in the item, so that a repeated attempt recognizes the first one.
@@ -35,7 +35,7 @@ impl<'a> Save<'a> {
 
     /// Creates a save in any epoch.
     pub(super) fn unfenced(save: &'a FencedSave) -> Self {
-        Self { save, epoch: None, saver: format!("{:016x}", fastrand::u64(..)).into() }
+        Self { position: save, epoch: None, saver: format!("{:016x}", fastrand::u64(..)).into() }
     }
 }
 
@@ -69,15 +69,15 @@ impl Partition<'_> {
                 stream::iter(calls).buffer_unordered(PARALLEL).try_collect().await?;
             let mut refused = Vec::new();
             for (index, updated) in calls {
-                let Save { save, epoch, saver } = &saves[index];
+                let Save { position, epoch, saver } = &saves[index];
                 let row = match updated {
                     Updated::Done => None,
                     Updated::Refused(item) => Some(Row::read(item.as_ref())),
                 };
                 match row.filter(|row| row.saver.as_ref() != Some(saver)) {
                     None => {
-                        let position = Some(Arc::clone(&save.text));
-                        outcomes.push((index, FencedOutcome::new(true, None, position)));
+                        let text = Some(Arc::clone(&position.text));
+                        outcomes.push((index, FencedOutcome::new(true, None, text)));
                     }
                     Some(row) if epoch.is_none() => {
                         outcomes.push((index, FencedOutcome::new(false, None, row.text)));
@@ -101,10 +101,10 @@ impl Partition<'_> {
     }
 
     async fn save_one(&self, index: usize, saves: &[Save<'_>]) -> Result<(usize, Updated)> {
-        let Save { save, epoch, saver } = &saves[index];
-        let key = positions::key(self, &save.shard);
-        let expected = save.expected.as_deref();
-        let change = positions::save(epoch.as_deref(), expected, &save.text, saver);
+        let Save { position, epoch, saver } = &saves[index];
+        let key = positions::key(self, &position.shard);
+        let expected = position.expected.as_deref();
+        let change = positions::save(epoch.as_deref(), expected, &position.text, saver);
         Ok((index, self.update(&key, &change).await?))
     }
 
@@ -115,7 +115,7 @@ impl Partition<'_> {
         saves: &[Save<'_>],
         refused: Vec<(usize, Row)>,
     ) -> Result<(Vec<(usize, FencedOutcome)>, Vec<usize>)> {
-        let shard = |index: usize| &saves[index].save.shard;
+        let shard = |index: usize| &saves[index].position.shard;
         let numbers: BTreeSet<u8> =
             refused.iter().map(|(index, _)| bucket_of(shard(*index))).collect();
         let buckets = self.raw_buckets(&numbers).await?;
@@ -153,6 +153,7 @@ impl Partition<'_> {
 fn next_due(saves: &[Save<'_>], outcomes: &[Option<FencedOutcome>]) -> Option<Vec<usize>> {
     let mut shards = BTreeSet::new();
     let due = (0..saves.len()).filter(|index| outcomes[*index].is_none());
-    let due: Vec<usize> = due.filter(|index| shards.insert(&saves[*index].save.shard)).collect();
+    let due: Vec<usize> =
+        due.filter(|index| shards.insert(&saves[*index].position.shard)).collect();
     (!due.is_empty()).then_some(due)
 }

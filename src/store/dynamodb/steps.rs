@@ -30,7 +30,7 @@ impl Partition<'_> {
     pub(super) async fn make(&self, mut front: Front, step: &Step) -> Result<(Front, bool)> {
         let mut backoff = Backoff::new(CONFLICTS);
         for _ in 0..ATTEMPTS {
-            if !step.version.is_none_or(|version| version == front.version) {
+            if step.version.is_some_and(|version| version != front.version) {
                 return Ok((front, false));
             }
             let shards = step.entries.iter().filter_map(|change| change.key.shard());
@@ -44,7 +44,7 @@ impl Partition<'_> {
             if !holds(step, &front, &buckets, &rows) {
                 return Ok((front, false));
             }
-            let plan = Plan::new(self, step, front, buckets)?;
+            let plan = Plan::new(self, step, &front, buckets)?;
             if plan.items.is_empty() {
                 return Ok((plan.front, true));
             }
@@ -97,7 +97,7 @@ impl Plan {
     fn new(
         partition: &Partition<'_>,
         step: &Step,
-        before: Front,
+        before: &Front,
         mut buckets: BTreeMap<u8, Bucket>,
     ) -> Result<Self> {
         let is_change = |it: &&EntryChange| it.is_forced || it.text != it.expected;
@@ -126,7 +126,7 @@ impl Plan {
                 items.push(partition.check(key, &before.condition())?);
             }
         } else {
-            items.push(partition.write(key, &front.update(&before))?);
+            items.push(partition.write(key, &front.update(before))?);
         }
         let moved = positions(step, &buckets);
         let mut written: BTreeSet<u8> = BTreeSet::new();
@@ -188,17 +188,13 @@ fn workers(
         let EntryKey::Worker(worker) = &change.key else { continue };
         let key = partition.key(&heartbeat(worker));
         let conditions = required(silent.remove(worker));
-        match &change.text {
-            Some(entry) => {
-                items.push(partition.write(key, &conditions.set(TEXT, Some(text(&**entry))))?);
-                let known =
-                    front.workers.entry(Arc::clone(worker)).or_insert_with(Heartbeat::default);
-                known.text = Arc::clone(entry);
-            }
-            None => {
-                items.push(partition.delete(key, &conditions)?);
-                front.workers.remove(worker);
-            }
+        if let Some(entry) = &change.text {
+            items.push(partition.write(key, &conditions.set(TEXT, Some(text(&**entry))))?);
+            let known: &mut Heartbeat = front.workers.entry(Arc::clone(worker)).or_default();
+            known.text = Arc::clone(entry);
+        } else {
+            items.push(partition.delete(key, &conditions)?);
+            front.workers.remove(worker);
         }
     }
     for (worker, mark) in silent {
