@@ -68,8 +68,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "DynamoDB: unprocessed keys are dropped",
         file: "store/dynamodb/requests.rs",
-        right: "keys = rest.map(|rest| rest.keys).unwrap_or_default();",
-        wrong: "keys = rest.map(|_| Vec::new()).unwrap_or_default();",
+        right: "keys = rest.flat_map(|rest| rest.keys).collect();",
+        wrong: "keys = rest.flat_map(|_| Vec::new()).collect();",
         breaks: &["dynamodb_faults::partial_answers_are_completed"],
     },
     Mistake {

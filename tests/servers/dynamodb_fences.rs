@@ -244,6 +244,9 @@ struct Race {
     store: DynamoDbStore,
     /// The highest epoch of each shard that an answer has shown.
     shown: Vec<AtomicU64>,
+    /// The steps and the saves that were made.
+    steps: AtomicUsize,
+    saves: AtomicUsize,
     is_over: AtomicBool,
 }
 
@@ -259,8 +262,8 @@ impl Race {
     }
 
     /// Moves random leases to their next epochs.
-    async fn change(&self) -> usize {
-        let (mut count, mut known) = (0, None);
+    async fn change(&self) {
+        let mut known = None;
         let mut texts = BTreeMap::new();
         while !self.is_over.load(Ordering::Relaxed) {
             let changes = texts.iter().filter(|_| fastrand::bool());
@@ -273,7 +276,7 @@ impl Race {
             step.entries = changes.collect();
             let answer = self.store.exchange(&scope(), &asking(Some(step), known)).await.unwrap();
             self.note(&answer);
-            count += usize::from(answer.is_made);
+            self.steps.fetch_add(usize::from(answer.is_made), Ordering::Relaxed);
             known = Some(answer.version);
             for (key, text) in answer.entries {
                 if let (EntryKey::Lease(_), Some(text)) = (&key, text) {
@@ -281,7 +284,6 @@ impl Race {
                 }
             }
         }
-        count
     }
 
     /// Saves positions in the last epochs that were shown, and in those before. Returns the saves
@@ -303,6 +305,7 @@ impl Race {
                 assert!(epoch >= shown, "epoch {epoch} was saved after {shown} was shown");
                 let expected = known[slot].as_deref().unwrap_or_default().to_owned();
                 made.push((index, expected, text));
+                self.saves.fetch_add(1, Ordering::Relaxed);
             }
             known[slot] = outcome.position;
         }
@@ -326,7 +329,8 @@ async fn saves_follow_the_epochs_that_were_shown() {
         clear.entries.extend(gone);
         made(&store, clear).await;
         let shown = (0..3).map(|_| AtomicU64::new(7)).collect();
-        let race = Arc::new(Race { store, shown, is_over: AtomicBool::new(false) });
+        let (steps, saves) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let race = Arc::new(Race { store, shown, steps, saves, is_over: AtomicBool::new(false) });
         let changers: Vec<_> = (0..2)
             .map(|_| {
                 let race = Arc::clone(&race);
@@ -339,21 +343,25 @@ async fn saves_follow_the_epochs_that_were_shown() {
                 tokio::spawn(async move { race.save(name).await })
             })
             .collect();
-        tokio::time::sleep(Duration::from_secs(3)).await;
+        let is_enough = || {
+            let [steps, saves] = [&race.steps, &race.saves].map(|it| it.load(Ordering::Relaxed));
+            steps > 40 && saves > 150
+        };
+        let began = tokio::time::Instant::now();
+        while !is_enough() {
+            assert!(began.elapsed() < Duration::from_secs(60), "expected steps and saves");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
         race.is_over.store(true, Ordering::Relaxed);
-        let mut changed = 0;
         for changer in changers {
-            changed += changer.await.unwrap();
+            changer.await.unwrap();
         }
         let mut next = BTreeMap::new();
-        let mut saved = 0;
         for saver in savers {
             for (shard, expected, text) in saver.await.unwrap() {
                 let other = next.insert((shard, expected.clone()), text.clone());
                 assert_eq!(other, None, "two saves have replaced {expected:?} of shard {shard}");
-                saved += 1;
             }
         }
-        assert!(changed > 20 && saved > 100, "{changed} steps and {saved} saves were made");
     }
 }

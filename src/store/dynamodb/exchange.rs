@@ -98,8 +98,9 @@ impl Partition<'_> {
         if versions.is_empty() {
             return Ok(Some(BTreeSet::new()));
         }
-        let keys = versions.iter().map(|version| self.key(&step_key(*version))).collect();
-        let steps = self.items(keys).await?;
+        let versions: BTreeSet<u64> = versions.iter().copied().collect();
+        let keys = versions.iter().map(|version| self.key(&step_key(*version)));
+        let steps = self.items(keys.collect()).await?;
         Ok((steps.len() == versions.len()).then(|| log::changed(&steps)).flatten())
     }
 

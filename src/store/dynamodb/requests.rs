@@ -1,6 +1,6 @@
 //! The requests to DynamoDB about one application and stream, each with its retries.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use aws_sdk_dynamodb::Client;
@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 
 use super::errors::{Call, NO_ANSWER, Reaction};
 use super::expressions::{Expressions, Item, text};
-use super::layout::{self, Range, sort_key};
+use super::layout::{self, Range};
 use crate::backoff::{Backoff, DYNAMODB_CALLS};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -100,13 +100,11 @@ impl Partition<'_> {
         }
     }
 
-    /// Returns the items of these keys that exist, in any order, as consistent reads.
+    /// Returns the items of these keys that exist, in any order, as consistent reads. No key occurs
+    /// twice: DynamoDB rejects such a request.
     pub(super) async fn items(&self, keys: Vec<Item>) -> Result<Vec<Item>> {
-        let mut known = HashSet::new();
-        // A request with a key twice is rejected.
-        let keys = keys.into_iter().filter(|key| known.insert(sort_key(key).to_owned()));
-        let batches: Vec<Vec<Item>> = stream::iter(keys).chunks(BATCH).collect().await;
-        let batches = batches.into_iter().map(|batch| self.batch(batch));
+        let batches = keys.chunks(BATCH).map(|batch| self.batch(batch.to_vec()));
+        let batches: Vec<_> = batches.collect();
         let found: Vec<Vec<Item>> =
             stream::iter(batches).buffer_unordered(PARALLEL).try_collect().await?;
         Ok(found.into_iter().flatten().collect())
@@ -131,10 +129,11 @@ impl Partition<'_> {
                     .send()
             };
             let answer = self.call("BatchGetItem", attempt).await?;
-            let items = answer.responses.and_then(|mut tables| tables.remove(self.table));
-            let items = items.unwrap_or_default();
-            let rest = answer.unprocessed_keys.and_then(|mut tables| tables.remove(self.table));
-            keys = rest.map(|rest| rest.keys).unwrap_or_default();
+            // The answer is about this table only, which it may name by its ARN or its name.
+            let items = answer.responses.into_iter().flat_map(HashMap::into_values);
+            let items: Vec<Item> = items.flatten().collect();
+            let rest = answer.unprocessed_keys.into_iter().flat_map(HashMap::into_values);
+            keys = rest.flat_map(|rest| rest.keys).collect();
             empty = if items.is_empty() { empty + 1 } else { 0 };
             found.extend(items);
             if !keys.is_empty() {
