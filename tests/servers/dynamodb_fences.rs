@@ -251,6 +251,11 @@ struct Race {
 }
 
 impl Race {
+    fn new(store: DynamoDbStore, shown: Vec<AtomicU64>) -> Self {
+        let (steps, saves) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { store, shown, steps, saves, is_over: AtomicBool::new(false) }
+    }
+
     fn note(&self, answer: &Exchanged) {
         for (key, text) in &answer.entries {
             if let (EntryKey::Lease(shard), Some(text)) = (key, text) {
@@ -329,8 +334,7 @@ async fn saves_follow_the_epochs_that_were_shown() {
         clear.entries.extend(gone);
         made(&store, clear).await;
         let shown = (0..3).map(|_| AtomicU64::new(7)).collect();
-        let (steps, saves) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let race = Arc::new(Race { store, shown, steps, saves, is_over: AtomicBool::new(false) });
+        let race = Arc::new(Race::new(store, shown));
         let changers: Vec<_> = (0..2)
             .map(|_| {
                 let race = Arc::clone(&race);
