@@ -224,7 +224,12 @@ async fn partial_answers_are_completed() {
     let mut moved = adding([lease(0, 8)]);
     moved.entries[0].expected = Some(lease(0, 7).1.into());
     let changed = linked.exchange(&scope(), &asking(Some(moved), Some(made.version))).await;
-    assert_eq!(changed.unwrap().entries.len(), 2);
+    let changed = changed.unwrap();
+    assert!(changed.is_made && !changed.is_whole, "{changed:?}");
+    let expected = [lease(0, 8), position(0, "TRIM_HORIZON")];
+    for (key, text) in expected {
+        assert_eq!(text_of(&changed, &key).as_deref(), Some(&*text));
+    }
 }
 
 #[test]

@@ -26,7 +26,7 @@ mod dynamodb_link;
 #[cfg(feature = "dynamodb")]
 #[path = "../support/dynamodb.rs"]
 mod dynamodb_server;
-#[cfg(feature = "dynamodb")]
+#[cfg(all(feature = "dynamodb", feature = "testing"))]
 mod dynamodb_store;
 #[path = "../../examples/support/mod.rs"]
 mod ferrokinesis_server;

@@ -52,6 +52,9 @@ pub trait LeaseStore: Debug + Send + Sync + 'static {
     /// A position is saved if the lease entry of its shard has the epoch of the save, and the
     /// position entry has the expected text. The epoch is the first word of a lease entry. Comparing
     /// and saving is one atomic step for each position. The version of the table stays the same.
+    ///
+    /// A save that overlaps a step counts as made before it or after it, for each shard. It must not
+    /// count as made before a step that an answer has shown.
     fn save_fenced<'a>(
         &'a self,
         scope: &'a Scope,
