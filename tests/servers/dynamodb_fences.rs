@@ -347,10 +347,8 @@ async fn saves_follow_the_epochs_that_were_shown() {
                 tokio::spawn(async move { race.save(name).await })
             })
             .collect();
-        let is_enough = || {
-            let [steps, saves] = [&race.steps, &race.saves].map(|it| it.load(Ordering::Relaxed));
-            steps > 40 && saves > 150
-        };
+        let is_enough =
+            || race.steps.load(Ordering::Relaxed) > 40 && race.saves.load(Ordering::Relaxed) > 150;
         let began = tokio::time::Instant::now();
         while !is_enough() {
             assert!(began.elapsed() < Duration::from_secs(60), "expected steps and saves");
