@@ -54,6 +54,12 @@ pub(crate) const EXCHANGES: Limits = Limits::millis(50, 200, 10_000);
 #[cfg(feature = "redis")]
 pub(crate) const CONNECTIONS: Limits = Limits::millis(50, 100, 100);
 
+/// Calls to DynamoDB: the AWS SDKs use a base of 50 ms
+/// (<https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Programming.Errors.html>).
+/// The callers of the store back off as well.
+#[cfg(feature = "dynamodb")]
+pub(crate) const DYNAMODB_CALLS: Limits = Limits::millis(10, 50, 800);
+
 /// Attempts to read a shard after a fatal error: the worker acquires the shard again after the
 /// pause unless another worker has acquired it.
 pub(crate) const FAILED_SHARDS: Limits = Limits::millis(10_000, 20_000, 300_000);

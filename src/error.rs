@@ -13,6 +13,8 @@ use std::sync::Arc;
 pub(crate) use panic::{Panic, TOLERATED_PANICS, contain, contain_call};
 pub(crate) use reporter::ErrorReporter;
 pub(crate) use retry_action::{ClassifiedError, RetryAction, date_of};
+#[cfg(feature = "dynamodb")]
+pub(crate) use retry_action::{denial_advice, missing_setting};
 pub use shard_id::ShardId;
 pub(crate) use shared::{ErrorKindSet, SharedFailures};
 
@@ -85,7 +87,7 @@ pub enum ErrorKind {
     /// The credentials are missing, expired or lack the permission that the call needs, or the
     /// stream's KMS key cannot be used. The call is retried slowly while the stream is polled.
     Denied,
-    /// Kinesis rejected the call, and a retry does not help. The call is retried slowly while the
+    /// Kinesis or the store rejected the call, and a retry does not help. The call is retried slowly while the
     /// stream is polled.
     Rejected,
     /// A position is older than the stream's retention: records were lost before they were read.

@@ -12,6 +12,8 @@
 //! Then, as needed:
 //!
 //! - [`permissions`]: the IAM policy, and the ACL and settings of Redis.
+//! - `dynamodb` (with the cargo feature `dynamodb`): positions and leases in DynamoDB: the table, its
+//!   costs and its layout.
 //! - [`bounded_reads`]: backfills and jobs, as a stream that ends; some shards only.
 //! - [`resharding`]: splits, merges and the order across them.
 //! - [`pacing`]: intervals, limits, throttling, several applications on one stream.
@@ -31,6 +33,10 @@ pub mod costs {}
 
 #[doc = include_str!("guide/delivery.md")]
 pub mod delivery {}
+
+#[cfg(feature = "dynamodb")]
+#[doc = include_str!("guide/dynamodb.md")]
+pub mod dynamodb {}
 
 #[doc = include_str!("guide/fan_out.md")]
 pub mod fan_out {}

@@ -46,6 +46,7 @@
 //! | `redis-tls` | no | `rediss://` URLs, by rustls with the system's certificates |
 //! | `redis-cluster` | no | `RedisStore` on a Redis Cluster |
 //! | `redis-sentinel` | no | `RedisStore` behind Redis Sentinel |
+//! | `dynamodb` | no | `DynamoDbStore`: positions and leases in DynamoDB |
 //! | `metrics` | no | counters and gauges for the `metrics` facade |
 //! | `serde` | no | serialization of positions, status, [`Health`], [`Event`] and [`ErrorKind`] |
 //! | `testing` | no | records and an in-memory Kinesis for your own tests |
@@ -56,7 +57,8 @@
 //! # Checkpoints
 //!
 //! The stored position of a shard is its [`Checkpoint`]. A [`CheckpointStore`] keeps the
-//! checkpoints: [`MemoryStore`] in the process, `RedisStore` in Redis, or a [custom store](store).
+//! checkpoints: [`MemoryStore`] in the process, `RedisStore` in Redis, `DynamoDbStore` in DynamoDB, or a
+//! [custom store](store).
 //! A separate task writes them at most once per [`checkpoint_interval`], for all shards in one
 //! call, and at once at the end of a shard and on [`Consumer::close`]. After a crash, records that
 //! were acknowledged since the last write are delivered again. No record is lost.
@@ -223,6 +225,9 @@ pub use source::{EndingPosition, MemoryBudget, OnTrimmed, WireFormat};
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub use source::{fuzz_aggregate, fuzz_cbor, fuzz_json};
+#[cfg(feature = "dynamodb")]
+#[doc(inline)]
+pub use store::DynamoDbStore;
 #[cfg(feature = "redis")]
 #[doc(inline)]
 pub use store::RedisStore;

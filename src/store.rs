@@ -198,6 +198,8 @@
 //! and no worker restores the table first.
 
 pub mod conformance;
+#[cfg(feature = "dynamodb")]
+mod dynamodb;
 mod guarded_store;
 pub mod lease;
 mod memory;
@@ -220,6 +222,8 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::ShardId;
 
+#[cfg(feature = "dynamodb")]
+pub use dynamodb::DynamoDbStore;
 pub(crate) use guarded_store::GuardedStore;
 pub use lease::LeaseStore;
 pub use memory::MemoryStore;
@@ -289,6 +293,15 @@ pub trait CheckpointStore: Debug + Send + Sync + 'static {
         checkpoints: &'a [(ShardId, Checkpoint)],
     ) -> BoxFuture<'a, Result<()>>;
 
+    /// Returns the default of
+    /// [`checkpoint_interval`](crate::ConsumerBuilder::checkpoint_interval) with this store.
+    ///
+    /// Default: 1 s. A store in which each saved position costs money returns a longer time. A store
+    /// that wraps another store forwards this call.
+    fn default_checkpoint_interval(&self) -> Duration {
+        DEFAULT_CHECKPOINT_INTERVAL
+    }
+
     /// Returns this store as a [`LeaseStore`] if it supports leases. Workers then share the shards.
     ///
     /// Default: `None`. Each worker then reads every shard. A store that wraps another store
@@ -318,6 +331,10 @@ impl<S: CheckpointStore + ?Sized> CheckpointStore for Arc<S> {
         (**self).save(scope, checkpoints)
     }
 
+    fn default_checkpoint_interval(&self) -> Duration {
+        (**self).default_checkpoint_interval()
+    }
+
     fn leases(self: Arc<Self>) -> Option<Arc<dyn LeaseStore>> {
         Arc::clone(&*self).leases()
     }
@@ -336,6 +353,9 @@ pub(crate) fn leases_unsupported() -> Error {
     let message = "this store does not support leases; change its checkpoints directly";
     Error::new(ErrorKind::Configuration, message)
 }
+
+/// The default of [`CheckpointStore::default_checkpoint_interval`].
+const DEFAULT_CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The longest time that a call of a store may take.
 pub(crate) const STORE_CALL_TIMEOUT: Duration = Duration::from_secs(10);

@@ -72,6 +72,8 @@ fn public_types_keep_their_auto_traits() {
     assert_all::<lease::LeaseTable>();
     assert_all::<lease::Leases>();
     assert_all::<lease::SaveOutcome>();
+    #[cfg(feature = "dynamodb")]
+    assert_all::<kinestream::DynamoDbStore>();
     #[cfg(feature = "redis")]
     assert_all::<kinestream::RedisStore>();
     #[cfg(feature = "testing")]

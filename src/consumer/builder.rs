@@ -44,6 +44,8 @@ pub struct ConsumerBuilder {
     stream: String,
     application: String,
     store: Arc<dyn CheckpointStore>,
+    /// `None` for the default of the store.
+    checkpoint_interval: Option<Duration>,
     settings: Settings,
 }
 
@@ -54,6 +56,7 @@ impl ConsumerBuilder {
             stream,
             application: "default".to_owned(),
             store: Arc::new(MemoryStore::new()),
+            checkpoint_interval: None,
             settings: Settings::default(),
         }
     }
@@ -253,11 +256,13 @@ impl ConsumerBuilder {
     /// checkpoints of all shards. After a crash, records that were acknowledged within this time
     /// are delivered again.
     ///
-    /// Default: 1 s. At most a year. Zero writes every position: while the store responds, the next
+    /// Default: 1 s, or as the store
+    /// [states](CheckpointStore::default_checkpoint_interval); 10 s with `DynamoDbStore`. At most a
+    /// year. Zero writes every position: while the store responds, the next
     /// record of a shard is delivered only after the previous position is written.
     #[doc(alias("commit", "commit interval", "auto commit"))]
     pub fn checkpoint_interval(mut self, interval: Duration) -> Self {
-        self.settings.flush.interval = interval;
+        self.checkpoint_interval = Some(interval);
         self
     }
 
@@ -514,6 +519,9 @@ impl ConsumerBuilder {
     /// Returns [`ErrorKind::Configuration`] for the first option that is out of its range, and for a
     /// client whose calls go to AWS in another region than that of the stream's ARN.
     pub fn build(mut self) -> Result<Consumer> {
+        let interval = self.checkpoint_interval;
+        self.settings.flush.interval =
+            interval.unwrap_or_else(|| self.store.default_checkpoint_interval());
         let wire_format = self.settings.wire_format;
         let kinesis = StreamClient::new(self.client.clone(), &self.stream, wire_format);
         check_stream(&self.stream)

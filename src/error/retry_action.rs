@@ -185,22 +185,39 @@ fn classify_unsent(
     operation: &str,
     error: &(dyn StdError + 'static),
 ) -> (RetryAction, ErrorKind, String) {
+    match missing_setting(error) {
+        Some((kind, advice)) => {
+            (RetryAction::Report, kind, format!("{operation} was not sent: {advice}"))
+        }
+        None => retry(operation, "the request could not be sent"),
+    }
+}
+
+/// Returns the kind and the advice for a request that was never sent because of the client's
+/// settings.
+pub(crate) fn missing_setting(
+    error: &(dyn StdError + 'static),
+) -> Option<(ErrorKind, &'static str)> {
     let causes = std::iter::successors(Some(error), |error| (**error).source())
         .map(|error| error.to_string().to_lowercase())
         .collect::<Vec<_>>()
         .join(": ");
-    let (kind, advice) = if causes.contains("credential") || causes.contains("identity") {
-        (
-            ErrorKind::Denied,
-            "no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a \
-             role, and build the client from aws_config",
-        )
+    if causes.contains("credential") || causes.contains("identity") {
+        let advice = "no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a \
+                      profile or a role, and build the client from aws_config";
+        Some((ErrorKind::Denied, advice))
     } else if causes.contains("region") {
-        (ErrorKind::Configuration, "no AWS region; set AWS_REGION or the client's region")
+        let advice = "no AWS region; set AWS_REGION or the client's region";
+        Some((ErrorKind::Configuration, advice))
     } else {
-        return retry(operation, "the request could not be sent");
-    };
-    (RetryAction::Report, kind, format!("{operation} was not sent: {advice}"))
+        None
+    }
+}
+
+/// Returns the advice for an error code of missing permissions, credentials or keys.
+#[cfg(feature = "dynamodb")]
+pub(crate) fn denial_advice(code: &str) -> Option<&'static str> {
+    classify_denial(code).map(|(_action, _kind, advice)| advice)
 }
 
 /// Classifies the error codes that the API reference of each operation lists, and those of

@@ -1,5 +1,5 @@
 //! Mutation tests: each deliberate bug must be found by one of the simulations, or by a named test of
-//! the scripted suite or of the library.
+//! the scripted suite, of the library or of the servers.
 //!
 //! Each bug is made in a copy of the crate, in a piece of source text that must occur exactly once,
 //! so that no bug becomes outdated unnoticed. All bugs are compiled into one copy, each behind a
@@ -16,6 +16,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod bounds;
+mod dynamodb;
 mod fleets;
 mod reader;
 mod remembered;
@@ -195,7 +196,7 @@ static WOVEN: LazyLock<Woven> = LazyLock::new(|| {
     let library = copy.source("lib.rs");
     let text = fs::read_to_string(&library).unwrap() + switch::SWITCH;
     fs::write(library, text).unwrap();
-    let binaries = copy.build(&LISTS.map(|(suite, _)| suite), "1");
+    let binaries = copy.build(&["simulation", "fleets", "servers", "scripted"], "1");
     Woven { copy, binaries, alone }
 });
 
@@ -203,10 +204,11 @@ static WOVEN: LazyLock<Woven> = LazyLock::new(|| {
 const LIBRARY: &str = "kinestream";
 
 /// The suites, each with the bugs that it must find.
-const LISTS: [(&str, &[Mistake]); 6] = [
+const LISTS: [(&str, &[Mistake]); 7] = [
     ("simulation", reader::MISTAKES),
     ("fleets", fleets::MISTAKES),
     ("servers", servers::MISTAKES),
+    ("servers", dynamodb::MISTAKES),
     ("scripted", scripted::MISTAKES),
     ("scripted", bounds::MISTAKES),
     (LIBRARY, units::MISTAKES),
@@ -280,6 +282,11 @@ impl Mistake {
         );
     }
 
+    /// Returns true if named tests must find the bug, and not a simulation.
+    fn names_tests(&self) -> bool {
+        self.breaks.iter().all(|name| name.contains("::"))
+    }
+
     /// Returns true if a simulation has reported a broken promise that this bug may break.
     fn is_seen_in(&self, report: &str) -> bool {
         self.breaks.iter().any(|promise| report.contains(&format!(" breaks {promise}:")))
@@ -296,7 +303,8 @@ fn find(test: &str) {
     let only = std::env::var("MISTAKE").unwrap_or_default();
     let wanted: Vec<(usize, &Mistake)> = all()
         .enumerate()
-        .filter(|(_, (of, mistake))| *of == test && mistake.what.contains(&only))
+        .filter(|(_, (of, mistake))| *of == test && !mistake.names_tests())
+        .filter(|(_, (_, mistake))| mistake.what.contains(&only))
         .map(|(number, (_, mistake))| (number, mistake))
         .collect();
     let mut found = remembered::try_each(test, &wanted);

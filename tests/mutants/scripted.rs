@@ -2,7 +2,7 @@
 
 use std::sync::PoisonError;
 
-use super::{LIBRARY, Mistake, ONE, WOVEN, all};
+use super::{Mistake, ONE, WOVEN, all};
 
 pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
@@ -266,22 +266,11 @@ pub(crate) const MISTAKES: &[Mistake] = &[
 
 #[test]
 #[ignore = "builds the crate with all bugs, which takes minutes"]
-fn scripted_test_named_for_each_bug_fails() {
-    find("scripted");
-}
-
-#[test]
-#[ignore = "builds the crate with all bugs, which takes minutes"]
-fn unit_test_named_for_each_bug_fails() {
-    find(LIBRARY);
-}
-
-/// Runs the tests that are named for each bug, with the bug and without it.
-fn find(of: &str) {
+fn test_named_for_each_bug_fails() {
     let _alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let only = std::env::var("MISTAKE").unwrap_or_default();
-    let is_wanted = |mistake: &Mistake| mistake.what.contains(&only);
-    let bugs = all().enumerate().filter(|(_, (suite, bug))| *suite == of && is_wanted(bug));
+    let is_wanted = |bug: &Mistake| bug.names_tests() && bug.what.contains(&only);
+    let bugs = all().enumerate().filter(|(_, (_, bug))| is_wanted(bug));
     let mut missed = Vec::new();
     for (number, (suite, bug)) in bugs {
         assert!(!WOVEN.alone.contains(&number), "expected a bug in a function body: {}", bug.what);

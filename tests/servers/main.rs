@@ -1,4 +1,4 @@
-//! Tests of the store and the consumer against a real redis-server. Each test starts its servers.
+//! Tests of the stores and the consumer against a real redis-server and a DynamoDB server. Each test starts its servers.
 // Tests and their helpers report failures by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 #![cfg(feature = "redis")]
@@ -10,12 +10,32 @@ mod blocked_runtime;
 #[cfg(feature = "redis-tls")]
 #[path = "../support/certificates.rs"]
 mod certificates;
+#[cfg(all(feature = "dynamodb", feature = "testing"))]
+mod dynamodb_costs;
+#[cfg(all(feature = "dynamodb", feature = "testing"))]
+mod dynamodb_faults;
+#[cfg(all(feature = "dynamodb", feature = "testing"))]
+mod dynamodb_fences;
+#[cfg(feature = "dynamodb")]
+mod dynamodb_fleet;
+#[cfg(feature = "dynamodb")]
+mod dynamodb_leases_alike;
+#[cfg(feature = "dynamodb")]
+#[path = "../support/dynamodb_link.rs"]
+mod dynamodb_link;
+#[cfg(feature = "dynamodb")]
+#[path = "../support/dynamodb.rs"]
+mod dynamodb_server;
+#[cfg(all(feature = "dynamodb", feature = "testing"))]
+mod dynamodb_store;
 #[path = "../../examples/support/mod.rs"]
 mod ferrokinesis_server;
+mod fleet_tally;
 #[path = "../support/free_port.rs"]
 mod free_port;
 #[path = "../support/lease_access.rs"]
 mod lease_access;
+mod leases_alike;
 #[path = "../support/listening.rs"]
 mod listening;
 #[cfg(feature = "testing")]

@@ -4,11 +4,11 @@
 //! `FLEET_SECONDS` sets the duration in seconds; the default of 60 suits a run of all tests.
 //! `FLEET_SEED` sets the seed of the faults; the default is random.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use futures::StreamExt;
 use kinestream::{Consumer, RedisStore, StartingPosition};
@@ -17,6 +17,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 
 use crate::ferrokinesis_server::{client_of, create_stream, put_numbers, start_kinesis};
+use crate::fleet_tally::{FleetTally, assert_epochs_held, now};
 use crate::redis_server::RedisServer;
 
 const STREAM: &str = "orders";
@@ -30,72 +31,6 @@ const RATE: usize = 200;
 /// The most records that a fault redelivers: those that one worker acknowledges in two checkpoint
 /// intervals of 100 ms and during a save, or all workers if the store returns empty.
 const MAX_REPEATED: usize = RATE / 2;
-
-/// The reads of a shard in one epoch: the worker, and the time of each record.
-struct EpochReads {
-    worker: String,
-    read: Vec<Duration>,
-}
-
-/// The reads that the workers have reported.
-#[derive(Default)]
-struct FleetTally {
-    /// The number of reads of each record.
-    read: BTreeMap<usize, usize>,
-    /// The reads in each epoch of each shard.
-    epoch_reads: BTreeMap<(String, u64), EpochReads>,
-    /// The number of suspensions of each worker.
-    suspended: BTreeMap<String, usize>,
-    /// The periods in which workers may not yet have noticed that Redis lost its data.
-    data_losses: Vec<(Duration, Duration)>,
-    findings: Vec<String>,
-}
-
-impl FleetTally {
-    fn record_read(&mut self, worker: &str, shard: &str, epoch: u64, at: Duration, number: usize) {
-        *self.read.entry(number).or_default() += 1;
-        let new = || EpochReads { worker: worker.to_owned(), read: Vec::new() };
-        let reads = self.epoch_reads.entry((shard.to_owned(), epoch)).or_insert_with(new);
-        reads.read.push(at);
-        if reads.worker != worker {
-            let finding =
-                format!("{} and {worker} both read {shard} in epoch {epoch}", reads.worker);
-            self.findings.push(finding);
-        }
-    }
-
-    fn repeated(&self) -> usize {
-        self.read.values().map(|times| times - 1).sum()
-    }
-
-    /// Counts the records that each worker has read after the first read in a later epoch of the
-    /// shard.
-    ///
-    /// Such records are counted separately, as excused, if Redis had lost the owner of the shard. A
-    /// worker notices this loss with its next renewal.
-    fn late(&self) -> (BTreeMap<&str, usize>, usize) {
-        let (mut late, mut excused) = (BTreeMap::new(), 0);
-        for ((shard, epoch), reads) in &self.epoch_reads {
-            let later = (shard.clone(), epoch + 1)..=(shard.clone(), u64::MAX);
-            let later =
-                self.epoch_reads.range(later).filter_map(|(_, later)| later.read.iter().min());
-            let Some(over) = later.min() else { continue };
-            for at in reads.read.iter().filter(|at| *at > over) {
-                if self.data_losses.iter().any(|(from, to)| from <= at && at <= to) {
-                    excused += 1;
-                } else {
-                    *late.entry(&*reads.worker).or_default() += 1;
-                }
-            }
-        }
-        (late, excused)
-    }
-}
-
-/// Returns the time of the clock that all processes share.
-fn now() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap()
-}
 
 struct Fleet {
     redis: RedisServer,
@@ -328,16 +263,7 @@ async fn fleet_with_faults_loses_no_record() {
         fleet.begun,
         tally.repeated(),
     );
-    assert_eq!(tally.findings, [""; 0], "FLEET_SEED={seed}");
-    for (worker, late) in late {
-        // The worker may deliver the record that was ready when it was suspended.
-        let allowed = tally.suspended.get(worker).copied().unwrap_or(0);
-        assert!(
-            late <= allowed,
-            "expected {worker} to read at most {allowed} records in an old epoch, got {late}; \
-             FLEET_SEED={seed}"
-        );
-    }
+    assert_epochs_held(&tally, seed);
     let allowed = happened * MAX_REPEATED + fleet.allowed_rereads;
     assert!(
         tally.repeated() <= allowed,

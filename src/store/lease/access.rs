@@ -25,6 +25,10 @@ const MAX_ROUNDS_AFTER: u32 = 4;
 /// does not show the entries that differ.
 const MAX_CONFLICTS: u32 = 3;
 
+/// The most expired workers that a step removes. A store may have to check each of their heartbeats
+/// by itself, and the number of checks may be limited.
+const MAX_REMOVED: usize = 30;
+
 /// Access to the table of one application and stream.
 #[derive(Clone, Copy)]
 pub(super) struct Access<'a> {
@@ -201,7 +205,8 @@ impl Access<'_> {
             Vec::new()
         } else {
             let gone = view.expired().iter().filter(|it| after.workers.contains_key(&it.worker));
-            gone.filter(|last| !is_mine || last.worker != *me).cloned().collect()
+            let gone = gone.filter(|last| !is_mine || last.worker != *me);
+            gone.take(MAX_REMOVED).cloned().collect()
         };
         for LastHeartbeat { worker, .. } in &silent {
             after.remove(worker);

@@ -52,6 +52,9 @@ pub trait LeaseStore: Debug + Send + Sync + 'static {
     /// A position is saved if the lease entry of its shard has the epoch of the save, and the
     /// position entry has the expected text. The epoch is the first word of a lease entry. Comparing
     /// and saving is one atomic step for each position. The version of the table stays the same.
+    ///
+    /// A save that overlaps a step counts as made before it or after it, for each shard. It must not
+    /// count as made before a step that an answer has shown.
     fn save_fenced<'a>(
         &'a self,
         scope: &'a Scope,
@@ -136,7 +139,8 @@ pub struct Exchange {
 pub struct Step {
     /// The version that the table must have; `None` for any.
     pub version: Option<u64>,
-    /// The workers that must not have renewed since these heartbeats were seen.
+    /// The workers that must not have renewed since these heartbeats were seen. A worker removes at
+    /// most 30 others in one step.
     pub silent: Vec<LastHeartbeat>,
     /// The entries. No key occurs twice.
     pub entries: Vec<EntryChange>,
@@ -284,7 +288,8 @@ impl FencedSave {
 pub struct FencedOutcome {
     /// True if the position was saved.
     pub is_saved: bool,
-    /// The text of the lease entry, if there is one.
+    /// The text of the lease entry, if there is one. A store may leave it out if the position was
+    /// saved.
     pub lease: Option<Arc<str>>,
     /// The text of the position entry, if there is one.
     pub position: Option<Arc<str>>,

@@ -1,5 +1,6 @@
 //! Checkpoint writes: their timing, and reading while the store is down.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
@@ -127,6 +128,37 @@ async fn zero_interval_saves_each_position_before_the_next_record() {
     for number in &numbers[..19] {
         next(&mut records).await;
         assert_eq!(store.position(0).await.unwrap(), after(number));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn store_states_the_default_of_the_checkpoint_interval() {
+    let seconds = Duration::from_secs;
+    let cases = [
+        (RecordingStore::default(), None, seconds(1)),
+        (RecordingStore::with_interval(seconds(7)), None, seconds(7)),
+        (RecordingStore::with_interval(seconds(7)), Some(seconds(3)), seconds(3)),
+    ];
+    for (store, set, expected) in cases {
+        let (kinesis, orders) = orders(1);
+        let builder = consumer(&kinesis).store(Arc::new(store.clone()));
+        let builder = match set {
+            Some(interval) => builder.checkpoint_interval(interval),
+            None => builder,
+        };
+        let consumer = builder.build().unwrap();
+        let mut records = consumer.records();
+        for number in 0..60 {
+            orders.shard(0).put(number.to_string());
+            next(&mut records).await;
+        }
+        let saves = store.saves();
+        let gaps = saves.windows(2).skip(2).map(|pair| pair[1].0 - pair[0].0);
+        let shortest = gaps.min().expect("several saves");
+        assert!(
+            shortest >= expected && shortest < expected + seconds(2),
+            "expected {expected:?} between two saves, got {shortest:?}"
+        );
     }
 }
 

@@ -17,6 +17,8 @@ use tokio::time::{Instant, sleep};
 pub(crate) struct RecordingStore {
     stored: MemoryStore,
     latency: Duration,
+    /// The checkpoint interval that the store states; `None` for the default of the trait.
+    interval: Option<Duration>,
     saves: Arc<Mutex<Vec<(Instant, usize)>>>,
     down: Arc<AtomicBool>,
     attempts: Arc<AtomicUsize>,
@@ -50,6 +52,11 @@ impl CheckpointStore for RecordingStore {
         }
         .boxed()
     }
+
+    fn default_checkpoint_interval(&self) -> Duration {
+        let default = || self.stored.default_checkpoint_interval();
+        self.interval.unwrap_or_else(default)
+    }
 }
 
 impl RecordingStore {
@@ -57,6 +64,11 @@ impl RecordingStore {
     /// save returns.
     pub(crate) fn slow(latency: Duration) -> Self {
         Self { latency, ..Self::default() }
+    }
+
+    /// Creates a store that states this default of the checkpoint interval.
+    pub(crate) fn with_interval(interval: Duration) -> Self {
+        Self { interval: Some(interval), ..Self::default() }
     }
 
     pub(crate) async fn position(&self, shard: usize) -> Option<String> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -23,6 +24,8 @@ use crate::store::{MemoryStore, Scope};
 struct ClocklessStore {
     stored: MemoryStore,
     counts: Mutex<BTreeMap<Arc<str>, u64>>,
+    /// The most workers that a step has required to be silent.
+    most_silent: AtomicUsize,
 }
 
 impl ClocklessStore {
@@ -46,6 +49,7 @@ impl LeaseStore for ClocklessStore {
             let mut exchange = exchange.clone();
             if let Some(step) = &mut exchange.step {
                 let silent = std::mem::take(&mut step.silent);
+                self.most_silent.fetch_max(silent.len(), Ordering::Relaxed);
                 if !silent.iter().all(|last| before.contains(last)) {
                     // A version that the store never has.
                     step.version = Some(1);
@@ -135,4 +139,23 @@ async fn operator_learns_by_observing_whether_a_worker_is_alive() {
     sleep(SHORT).await;
     assert!(operator.table().await.unwrap().workers.is_empty());
     assert_eq!(operator.edit(&edit, IfLeased::Refuse).await.unwrap(), EditOutcome::Applied);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_silent_workers_are_removed_in_portions() {
+    let (store, scope) = (ClocklessStore::default(), Scope::new("many", "orders"));
+    let mut gone: Vec<_> =
+        (0..100).map(|index| Actor::new(&store, &scope, &format!("gone-{index}"))).collect();
+    for actor in &mut gone {
+        actor.lease_duration = SHORT;
+        actor.exchange([]).await;
+    }
+    let mut last = Actor::new(&store, &scope, "last");
+    last.lease_duration = SHORT;
+    while last.look().await.workers.len() > 1 {
+        last.exchange([]).await;
+        sleep(SHORT / 3).await;
+    }
+    assert!(last.known.workers.contains_key("last"));
+    assert_eq!(store.most_silent.load(Ordering::Relaxed), 30, "workers in one step");
 }

@@ -1,0 +1,299 @@
+//! `DynamoDbStore`: positions and leases in one DynamoDB table, for any number of applications.
+//!
+//! # Items
+//!
+//! All items of one application and stream share the partition key `pk`, `application:stream`. The
+//! sort key `sk` names the item:
+//!
+//! | `sk` | attributes | content |
+//! |---|---|---|
+//! | `head` | `format`, `version`, `versions`, `text` | the version of the table, the last versions, and the text of the head |
+//! | `heartbeat:<worker>` | `text`, `mark` | the text of a worker's entry, and a mark that differs after each heartbeat |
+//! | `leases:<00 to 63>` | `leases`, `rev`, `pending` | the lease texts of a share of the shards, see [`buckets`] |
+//! | `position:<shard>` | `text`, `fence`, `saver` | the position of a shard, see [`positions`] |
+//! | `step:<version>` | `keys` | the keys of the entries that a step has changed, see [`log`] |
+//!
+//! The names of the sort keys are chosen such that one query reads the head and all heartbeats, and
+//! another one reads everything but the log.
+//!
+//! # Steps
+//!
+//! A step is one transaction. The store reads the head, the heartbeats and the items that the step
+//! touches, decides by them whether the conditions hold, and writes the result under the condition
+//! that the head has the version that was read. Every other step changes that version. So the
+//! leases, the workers and the head are still as they were read. Heartbeats and saved positions
+//! change without a new version, so the transaction has conditions of its own for these.
+//!
+//! # Why a save is fenced
+//!
+//! A save is one conditional update of the item of a position, which names the epoch of the lease
+//! in its attribute `fence`. Invariant: the fence is the epoch of the shard's lease, or is absent,
+//! unless the bucket of the shard has a pending write for it.
+//!
+//! A step that changes the epoch or the position of a shard writes the item of the position in the
+//! same transaction. After it, a save in the earlier epoch fails. A transaction has at most 100
+//! items. In a larger step, the buckets note the pending writes instead, and the store settles them
+//! after it: for each bucket, one transaction writes the positions and removes the note, under the
+//! condition that the bucket is still as it was read. Every reader of a bucket settles its pending
+//! writes before it uses the bucket. So no worker sees the leases of a step before their positions
+//! are fenced, and a save in an earlier epoch that succeeds between a large step and its settling comes
+//! before the step for everyone. A crash between the two leaves pending writes for the next reader.
+//!
+//! If an item of a position has no fence, or another one than the bucket without a pending write,
+//! the save that meets it restores the fence in a transaction that checks the bucket.
+
+mod buckets;
+mod errors;
+mod exchange;
+mod expressions;
+mod front;
+mod layout;
+mod log;
+mod positions;
+mod reads;
+mod requests;
+mod saves;
+mod settling;
+mod steps;
+mod table;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_sdk_dynamodb::Client;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use requests::Partition;
+use saves::Save;
+
+use super::lease::{EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, LeaseStore};
+use super::{CheckpointStore, Scope};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, ErrorKind, Result};
+use crate::record::ShardId;
+
+/// The default checkpoint interval: each saved position is one write.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Stores positions and leases in a DynamoDB table. One table serves any number of applications.
+///
+/// Workers of one application share the shards of a stream, as with `RedisStore`. The store has no
+/// clock: each worker observes the heartbeats of the others, so a dead worker is replaced within
+/// [`lease_duration`](crate::ConsumerBuilder::lease_duration) and two renewals.
+///
+/// The guide page [`dynamodb`](crate::guide::dynamodb) shows the table as `CloudFormation` and
+/// Terraform, the IAM actions, the costs and the layout.
+///
+/// # Requirements on the table
+///
+/// A partition key `pk` and a sort key `sk`, both strings, in any capacity mode. The store creates
+/// nothing unless [`create_table`](Self::create_table) is called.
+///
+/// # Checkpoint interval
+///
+/// Each saved position is one write, so the default of
+/// [`checkpoint_interval`](crate::ConsumerBuilder::checkpoint_interval) is 10 s with this store. With
+/// 1 s, a busy stream of 1,000 shards costs ten times as much.
+///
+/// # Calls
+///
+/// The retries of the client's configuration are not used. A call that is throttled, that conflicts
+/// with another one or that has no answer within 2 s is repeated up to 4 times, with back-off of up
+/// to 0.8 s. A write whose answer was lost is recognized as made when it is repeated.
+///
+/// # Errors
+///
+/// Messages, and therefore events and logs, contain the error code and the message of DynamoDB.
+///
+/// - [`StoreUnavailable`](ErrorKind::StoreUnavailable), which is retried: throttling, no connection,
+///   no answer, a failure of DynamoDB.
+/// - [`Denied`](ErrorKind::Denied): missing credentials or permissions.
+/// - [`Configuration`](ErrorKind::Configuration): no such table, or a table with another key.
+/// - [`Rejected`](ErrorKind::Rejected): a request that exceeds a limit of DynamoDB. An application
+///   may have about 30,000 shards.
+/// - [`StoreCorrupt`](ErrorKind::StoreCorrupt): an item that was changed by hand, or by a later
+///   version.
+///
+/// ```no_run
+/// # async fn example(config: aws_config::SdkConfig) -> kinestream::Result<()> {
+/// use kinestream::{Consumer, DynamoDbStore};
+///
+/// let store = DynamoDbStore::new(aws_sdk_dynamodb::Client::new(&config), "kinestream");
+/// let consumer = Consumer::builder(aws_sdk_kinesis::Client::new(&config), "orders")
+///     .application("billing")
+///     .store(store)
+///     .build()?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct DynamoDbStore {
+    client: Client,
+    table: Arc<str>,
+    /// True if each step leaves its positions pending, as a large one does.
+    postpones: bool,
+}
+
+impl DynamoDbStore {
+    /// Creates a store in this table, given by its name or its ARN. Makes no call.
+    ///
+    /// The client decides about the region, the account and the credentials.
+    #[must_use]
+    pub fn new(client: Client, table: impl Into<Arc<str>>) -> Self {
+        Self { client, table: table.into(), postpones: false }
+    }
+
+    /// Returns the store with every step made like a large one, for tests.
+    #[cfg(feature = "testing")]
+    #[doc(hidden)]
+    #[must_use]
+    pub fn postponing(self) -> Self {
+        Self { postpones: true, ..self }
+    }
+
+    fn partition(&self, scope: &Scope) -> Partition<'_> {
+        Partition {
+            client: &self.client,
+            table: &self.table,
+            key: layout::partition_key(scope),
+            postpones: self.postpones,
+        }
+    }
+
+    /// Returns the error of an item that cannot be read.
+    fn corrupt(&self, scope: &Scope, item: &str, attribute: &str, what: &str) -> Error {
+        let message = format!(
+            "DynamoDB table {}, item {item} of {}: {attribute} is not {what}; correct it, or set the \
+             shard's position with Consumer::set_position",
+            self.table,
+            layout::partition_key(scope)
+        );
+        Error::new(ErrorKind::StoreCorrupt, message)
+    }
+
+    fn corrupt_position(&self, scope: &Scope, shard: &ShardId) -> Error {
+        self.corrupt(scope, &layout::position(shard), layout::TEXT, "a checkpoint")
+    }
+}
+
+impl LeaseStore for DynamoDbStore {
+    fn exchange<'a>(
+        &'a self,
+        scope: &'a Scope,
+        exchange: &'a Exchange,
+    ) -> BoxFuture<'a, Result<Exchanged>> {
+        async move { self.partition(scope).exchange(exchange).await }.boxed()
+    }
+
+    fn save_fenced<'a>(
+        &'a self,
+        scope: &'a Scope,
+        saves: &'a [FencedSave],
+    ) -> BoxFuture<'a, Result<Vec<FencedOutcome>>> {
+        async move {
+            let saves: Vec<_> = saves.iter().map(Save::fenced).collect();
+            self.partition(scope).save(&saves).await
+        }
+        .boxed()
+    }
+
+    fn unreadable(&self, scope: &Scope, key: &EntryKey, _text: &str) -> String {
+        let error = match key {
+            EntryKey::Position(shard) => self.corrupt_position(scope, shard),
+            EntryKey::Lease(shard) => {
+                let item = layout::leases(buckets::bucket_of(shard));
+                self.corrupt(scope, &item, &format!("leases.{shard}"), "a lease")
+            }
+            EntryKey::Worker(worker) => {
+                self.corrupt(scope, &layout::heartbeat(worker), layout::TEXT, "a worker")
+            }
+            EntryKey::Head => {
+                self.corrupt(scope, layout::HEAD, layout::TEXT, "the head of a table")
+            }
+        };
+        error.to_string()
+    }
+}
+
+impl CheckpointStore for DynamoDbStore {
+    fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
+        async move {
+            let found = self.load_each(scope).await?;
+            let found = found.into_iter().map(|(shard, found)| found.map(|found| (shard, found)));
+            found.collect()
+        }
+        .boxed()
+    }
+
+    fn load_each<'a>(
+        &'a self,
+        scope: &'a Scope,
+    ) -> BoxFuture<'a, Result<HashMap<ShardId, Result<Checkpoint>>>> {
+        async move {
+            let rows = self.partition(scope).all_rows().await?;
+            let shards = rows.into_iter().filter_map(|(shard, row)| {
+                let checkpoint = row.text?.parse();
+                let checkpoint = checkpoint.map_err(|_| self.corrupt_position(scope, &shard));
+                Some((shard, checkpoint))
+            });
+            Ok(shards.collect())
+        }
+        .boxed()
+    }
+
+    fn save<'a>(
+        &'a self,
+        scope: &'a Scope,
+        checkpoints: &'a [(ShardId, Checkpoint)],
+    ) -> BoxFuture<'a, Result<()>> {
+        async move {
+            let partition = self.partition(scope);
+            let mut due: Vec<(FencedSave, &Checkpoint)> = Vec::new();
+            for (shard, checkpoint) in checkpoints {
+                let save = FencedSave::new(shard.clone(), 0, None, checkpoint.to_string());
+                due.push((save, checkpoint));
+            }
+            let mut damaged = None;
+            while !due.is_empty() {
+                let saves: Vec<_> = due.iter().map(|(save, _)| Save::unfenced(save)).collect();
+                let outcomes = partition.save(&saves).await?;
+                let mut rest = Vec::new();
+                for ((mut save, checkpoint), outcome) in due.into_iter().zip(outcomes) {
+                    if outcome.is_saved {
+                        continue;
+                    }
+                    match outcome.position.as_ref().map(|stored| stored.parse::<Checkpoint>()) {
+                        Some(Err(_)) => damaged = damaged.or(Some(save.shard)),
+                        Some(Ok(known)) if !checkpoint.supersedes(&known) => {}
+                        _ => {
+                            save.expected = outcome.position;
+                            rest.push((save, checkpoint));
+                        }
+                    }
+                }
+                due = rest;
+            }
+            match damaged {
+                None => Ok(()),
+                Some(shard) => Err(self.corrupt_position(scope, &shard)),
+            }
+        }
+        .boxed()
+    }
+
+    fn default_checkpoint_interval(&self) -> Duration {
+        CHECKPOINT_INTERVAL
+    }
+
+    fn leases(self: Arc<Self>) -> Option<Arc<dyn LeaseStore>> {
+        Some(self)
+    }
+}
+
+impl fmt::Debug for DynamoDbStore {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The client may show credentials.
+        formatter.debug_struct("DynamoDbStore").field("table", &self.table).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,133 @@
+//! Consistent reads of the items of one application and stream.
+//!
+//! Buckets are returned without pending writes: these are settled first.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use tokio::time::sleep;
+
+use super::buckets::Bucket;
+use super::expressions::Item;
+use super::front::Front;
+use super::layout::{Range, leases};
+use super::positions::{self, Row};
+use super::requests::{BATCH, Partition};
+use crate::backoff::{Backoff, CONFLICTS};
+use crate::error::{Error, ErrorKind, Result};
+use crate::record::ShardId;
+
+/// The rounds after which reading fails, since other workers add pending writes faster than they are
+/// settled.
+const ROUNDS: u32 = 10;
+
+/// The stored positions.
+pub(super) type Rows = HashMap<ShardId, Row>;
+
+/// All entries.
+#[derive(Debug)]
+pub(super) struct Whole {
+    pub(super) front: Front,
+    pub(super) buckets: Vec<Bucket>,
+    pub(super) rows: Rows,
+}
+
+impl Partition<'_> {
+    /// Reads the head and the heartbeats.
+    pub(super) async fn front(&self) -> Result<Front> {
+        self.front_of(&self.query(Range::Front).await?)
+    }
+
+    fn front_of(&self, items: &[Item]) -> Result<Front> {
+        Front::read(self.table, &self.key, items)
+    }
+
+    /// Reads buckets as they are, with their pending writes.
+    pub(super) async fn raw_buckets(&self, numbers: &BTreeSet<u8>) -> Result<Vec<Bucket>> {
+        let keys = numbers.iter().map(|number| self.key(&leases(*number)));
+        let items = self.items(keys.collect()).await?;
+        let mut found: BTreeMap<u8, Bucket> =
+            numbers.iter().map(|number| (*number, Bucket::empty(*number))).collect();
+        for bucket in items.iter().filter_map(Bucket::read) {
+            found.insert(bucket.number, bucket);
+        }
+        Ok(found.into_values().collect())
+    }
+
+    /// Reads buckets, and settles their pending writes.
+    pub(super) async fn buckets(&self, numbers: &BTreeSet<u8>) -> Result<BTreeMap<u8, Bucket>> {
+        let mut settled = BTreeMap::new();
+        let mut due = numbers.clone();
+        let mut backoff = Backoff::new(CONFLICTS);
+        for _ in 0..ROUNDS {
+            if due.is_empty() {
+                return Ok(settled);
+            }
+            let (pending, others): (Vec<_>, Vec<_>) =
+                self.raw_buckets(&due).await?.into_iter().partition(Bucket::is_pending);
+            settled.extend(others.into_iter().map(|bucket| (bucket.number, bucket)));
+            due = pending.iter().map(|bucket| bucket.number).collect();
+            if !self.settle(pending).await? {
+                sleep(backoff.failed()).await;
+            }
+        }
+        Err(self.never_settled())
+    }
+
+    /// Reads the positions of these shards, whose buckets are settled. Shards without a position may
+    /// be left out.
+    pub(super) async fn rows(&self, shards: &BTreeSet<ShardId>) -> Result<Rows> {
+        if shards.len() > BATCH {
+            let mut rows = rows_of(&self.query(Range::Shards).await?);
+            rows.retain(|shard, _| shards.contains(shard));
+            return Ok(rows);
+        }
+        let keys = shards.iter().map(|shard| positions::key(self, shard));
+        Ok(rows_of(&self.items(keys.collect()).await?))
+    }
+
+    /// Reads all positions.
+    pub(super) async fn all_rows(&self) -> Result<Rows> {
+        Ok(rows_of(&self.settled(Range::Shards).await?))
+    }
+
+    /// Reads all entries. The leases and positions are at least as new as the front.
+    pub(super) async fn whole(&self) -> Result<Whole> {
+        let items = self.settled(Range::Whole).await?;
+        let front = self.front_of(&items)?;
+        let buckets = items.iter().filter_map(Bucket::read).collect();
+        Ok(Whole { front, buckets, rows: rows_of(&items) })
+    }
+
+    /// Reads the items of a range, whose buckets have no pending writes.
+    async fn settled(&self, range: Range) -> Result<Vec<Item>> {
+        let mut backoff = Backoff::new(CONFLICTS);
+        for _ in 0..ROUNDS {
+            let items = self.query(range).await?;
+            let pending: Vec<Bucket> =
+                items.iter().filter_map(Bucket::read).filter(Bucket::is_pending).collect();
+            if pending.is_empty() {
+                return Ok(items);
+            }
+            if !self.settle(pending).await? {
+                sleep(backoff.failed()).await;
+            }
+        }
+        Err(self.never_settled())
+    }
+
+    fn never_settled(&self) -> Error {
+        let message = format!(
+            "DynamoDB table {}: the leases of {} change faster than they are read",
+            self.table, self.key
+        );
+        Error::new(ErrorKind::StoreUnavailable, message)
+    }
+}
+
+fn rows_of(items: &[Item]) -> Rows {
+    let rows = items.iter().filter_map(|item| {
+        let shard = positions::shard_of(item)?;
+        Some((shard, Row::read(Some(item))))
+    });
+    rows.collect()
+}

@@ -1,0 +1,67 @@
+//! Settling of the writes that large steps leave pending, and repair of fences.
+
+use aws_sdk_dynamodb::types::TransactWriteItem;
+use futures::{StreamExt, TryStreamExt, stream};
+
+use super::buckets::Bucket;
+use super::layout::leases;
+use super::positions::{self, Named, PositionWrite};
+use super::requests::{PARALLEL, Partition, TRANSACTION, Transacted};
+use crate::error::Result;
+use crate::record::ShardId;
+
+impl Partition<'_> {
+    /// Settles the pending writes of these buckets. Returns false if another request has changed one
+    /// of them meanwhile, which may have settled it.
+    ///
+    /// Cancel safe: each transaction settles some writes of a bucket or none.
+    pub(super) async fn settle(&self, buckets: Vec<Bucket>) -> Result<bool> {
+        let calls = buckets.into_iter().map(|bucket| self.settle_one(bucket));
+        let mut calls = stream::iter(calls).buffer_unordered(PARALLEL);
+        let mut is_settled = true;
+        while let Some(is_done) = calls.try_next().await? {
+            is_settled &= is_done;
+        }
+        Ok(is_settled)
+    }
+
+    /// Settles as many pending writes of a bucket as fit in a transaction. Returns false if the
+    /// bucket or an expected position has changed meanwhile.
+    async fn settle_one(&self, mut bucket: Bucket) -> Result<bool> {
+        let condition = bucket.condition();
+        let taken = bucket.take_pending(TRANSACTION - 1);
+        let expecting = taken.iter().filter(|(_, write)| write.expected != Named::Open);
+        let expecting = expecting.map(|(shard, _)| shard.clone()).collect();
+        let rows = self.rows(&expecting).await?;
+        let mut items =
+            vec![self.write(self.key(&leases(bucket.number)), &bucket.update(condition))?];
+        for (shard, mut write) in taken {
+            let stored = rows.get(&shard).and_then(|row| row.text.clone());
+            if write.expected != Named::Open && write.expected != Named::Text(stored) {
+                // A save was faster than the step. The saved position stays.
+                write = PositionWrite::default();
+            }
+            items.push(positions::write(self, &shard, bucket.lease(&shard).as_deref(), &write)?);
+        }
+        Ok(self.transact(items).await? == Transacted::Done)
+    }
+
+    /// Fences the positions of these shards of a settled bucket by their leases, if the bucket is
+    /// still as it was read.
+    pub(super) async fn restore_fences(&self, bucket: &Bucket, shards: &[ShardId]) -> Result<()> {
+        let condition = self.check(self.key(&leases(bucket.number)), &bucket.condition())?;
+        for shards in shards.chunks(TRANSACTION - 1) {
+            let fences = shards.iter().map(|shard| {
+                let lease = bucket.lease(shard);
+                positions::write(self, shard, lease.as_deref(), &PositionWrite::default())
+            });
+            let fences: Vec<TransactWriteItem> = fences.collect::<Result<_>>()?;
+            let items = std::iter::once(condition.clone()).chain(fences).collect();
+            if self.transact(items).await? == Transacted::Refused {
+                // The bucket has changed. The caller reads it again.
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}

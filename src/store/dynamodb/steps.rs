@@ -1,0 +1,249 @@
+//! Steps: whether the conditions of a step hold, and the transaction that makes it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use aws_sdk_dynamodb::types::TransactWriteItem;
+use tokio::time::sleep;
+
+use super::buckets::{Bucket, bucket_of};
+use super::expressions::{Expressions, text};
+use super::front::{Front, Heartbeat, MARK};
+use super::layout::{HEAD, TEXT, heartbeat, leases, step as step_key};
+use super::log;
+use super::positions::{self, Named, PositionWrite, fence_of};
+use super::reads::Rows;
+use super::requests::{Partition, TRANSACTION, Transacted};
+use crate::backoff::{Backoff, CONFLICTS};
+use crate::error::{Error, ErrorKind, Result};
+use crate::record::ShardId;
+use crate::store::lease::{EntryChange, EntryKey, Step};
+
+/// The attempts of one step. The crate repeats a step that is not made, with back-off.
+const ATTEMPTS: u32 = 6;
+
+impl Partition<'_> {
+    /// Makes a step if its conditions hold. Returns the front after it, and whether it was made.
+    ///
+    /// Cancel safe: the step is made as a whole or not at all, maybe later.
+    pub(super) async fn make(&self, mut front: Front, step: &Step) -> Result<(Front, bool)> {
+        let mut backoff = Backoff::new(CONFLICTS);
+        for _ in 0..ATTEMPTS {
+            if step.version.is_some_and(|version| version != front.version) {
+                return Ok((front, false));
+            }
+            let shards = step.entries.iter().filter_map(|change| change.key.shard());
+            let buckets = self.buckets(&shards.map(bucket_of).collect()).await?;
+            let compared = step.entries.iter().filter(|change| !change.is_forced);
+            let compared = compared.filter_map(|change| match &change.key {
+                EntryKey::Position(shard) => Some(shard.clone()),
+                _ => None,
+            });
+            let rows = self.rows(&compared.collect()).await?;
+            if !holds(step, &front, &buckets, &rows) {
+                return Ok((front, false));
+            }
+            let plan = Plan::new(self, step, &front, buckets)?;
+            if plan.items.is_empty() {
+                return Ok((plan.front, true));
+            }
+            if plan.items.len() > TRANSACTION {
+                return Err(self.too_large(plan.items.len()));
+            }
+            if self.transact(plan.items).await? == Transacted::Done {
+                return Ok((plan.front, true));
+            }
+            sleep(backoff.failed()).await;
+            front = self.front().await?;
+        }
+        Ok((front, false))
+    }
+
+    fn too_large(&self, items: usize) -> Error {
+        let message = format!(
+            "DynamoDB table {}: a step of {} changes {items} items, but a transaction has at most \
+             {TRANSACTION}: too many workers have joined or expired at once",
+            self.table, self.key
+        );
+        Error::new(ErrorKind::Rejected, message)
+    }
+}
+
+/// Returns true if the conditions of a step hold, apart from its version.
+fn holds(step: &Step, front: &Front, buckets: &BTreeMap<u8, Bucket>, rows: &Rows) -> bool {
+    let text_of = |key: &EntryKey| match key {
+        EntryKey::Head => front.head.clone(),
+        EntryKey::Worker(worker) => front.workers.get(worker).map(|it| Arc::clone(&it.text)),
+        EntryKey::Lease(shard) => lease_of(buckets, shard),
+        EntryKey::Position(shard) => rows.get(shard).and_then(|row| row.text.clone()),
+    };
+    step.silent.iter().all(|last| *front.mark(&last.worker) == *last.mark)
+        && step.entries.iter().all(|it| it.is_forced || text_of(&it.key) == it.expected)
+}
+
+fn lease_of(buckets: &BTreeMap<u8, Bucket>, shard: &ShardId) -> Option<Arc<str>> {
+    buckets.get(&bucket_of(shard))?.lease(shard)
+}
+
+/// The transaction of a step, and the front after it.
+struct Plan {
+    items: Vec<TransactWriteItem>,
+    front: Front,
+}
+
+impl Plan {
+    /// Plans a step whose conditions hold for what was read.
+    fn new(
+        partition: &Partition<'_>,
+        step: &Step,
+        before: &Front,
+        mut buckets: BTreeMap<u8, Bucket>,
+    ) -> Result<Self> {
+        let is_change = |it: &&EntryChange| it.is_forced || it.text != it.expected;
+        let changes: Vec<&EntryChange> = step.entries.iter().filter(is_change).collect();
+        let mut front = before.clone();
+        let mut items = Vec::new();
+        if !changes.is_empty() {
+            let forgotten = front.next_version(now());
+            let keys = changes.iter().map(|change| &change.key);
+            items.push(
+                partition.write(partition.key(&step_key(front.version)), &log::update(keys))?,
+            );
+            if let Some(forgotten) = forgotten {
+                let key = partition.key(&step_key(forgotten));
+                items.push(partition.delete(key, &Expressions::default())?);
+            }
+        }
+        items.extend(workers(partition, step, &changes, &mut front)?);
+        for change in changes.iter().filter(|change| change.key == EntryKey::Head) {
+            front.head.clone_from(&change.text);
+        }
+        // The head keeps all other steps from being made at the same time.
+        let key = partition.key(HEAD);
+        if changes.is_empty() {
+            if !step.entries.is_empty() || step.version.is_some() || !step.silent.is_empty() {
+                items.push(partition.check(key, &before.condition())?);
+            }
+        } else {
+            items.push(partition.write(key, &front.update(before))?);
+        }
+        let moved = positions(step, &buckets);
+        let mut written: BTreeSet<u8> = BTreeSet::new();
+        for change in &changes {
+            if let EntryKey::Lease(shard) = &change.key
+                && let Some(bucket) = buckets.get_mut(&bucket_of(shard))
+            {
+                bucket.set(shard, change.text.as_deref());
+                written.insert(bucket.number);
+            }
+        }
+        let (checks, writes): (Vec<_>, Vec<_>) =
+            moved.into_iter().partition(|(_, write)| write.is_check);
+        for (shard, write) in checks {
+            let Named::Text(expected) = &write.write.expected else { continue };
+            items.push(positions::check(partition, &shard, expected.as_deref())?);
+        }
+        let fits = items.len() + written.len() + writes.len() <= TRANSACTION;
+        if fits && !partition.postpones {
+            for (shard, Moved { write, .. }) in writes {
+                let lease = lease_of(&buckets, &shard);
+                items.push(positions::write(partition, &shard, lease.as_deref(), &write)?);
+            }
+        } else {
+            for (shard, Moved { write, .. }) in writes {
+                if let Some(bucket) = buckets.get_mut(&bucket_of(&shard)) {
+                    bucket.postpone(&shard, &write);
+                    written.insert(bucket.number);
+                }
+            }
+        }
+        for bucket in written.iter().filter_map(|number| buckets.get(number)) {
+            // The condition on the head includes the leases. Pending writes are added by steps only.
+            let update = bucket.update(Expressions::default());
+            items.push(partition.write(partition.key(&leases(bucket.number)), &update)?);
+        }
+        Ok(Self { items, front })
+    }
+}
+
+/// Returns the writes and checks of the items of workers, and applies the changes to the front.
+fn workers(
+    partition: &Partition<'_>,
+    step: &Step,
+    changes: &[&EntryChange],
+    front: &mut Front,
+) -> Result<Vec<TransactWriteItem>> {
+    let mut items = Vec::new();
+    let mut silent: BTreeMap<&Arc<str>, &Arc<str>> =
+        step.silent.iter().map(|last| (&last.worker, &last.mark)).collect();
+    let required = |mark: Option<&Arc<str>>| match mark {
+        Some(mark) => {
+            let mark = (!mark.is_empty()).then(|| text(&**mark));
+            Expressions::default().require(MARK, mark)
+        }
+        None => Expressions::default(),
+    };
+    for change in changes {
+        let EntryKey::Worker(worker) = &change.key else { continue };
+        let key = partition.key(&heartbeat(worker));
+        let conditions = required(silent.remove(worker));
+        if let Some(entry) = &change.text {
+            items.push(partition.write(key, &conditions.set(TEXT, Some(text(&**entry))))?);
+            let known: &mut Heartbeat = front.workers.entry(Arc::clone(worker)).or_default();
+            known.text = Arc::clone(entry);
+        } else {
+            items.push(partition.delete(key, &conditions)?);
+            front.workers.remove(worker);
+        }
+    }
+    for (worker, mark) in silent {
+        items.push(partition.check(partition.key(&heartbeat(worker)), &required(Some(mark)))?);
+    }
+    Ok(items)
+}
+
+/// The write or the check of one position.
+#[derive(Debug, Default)]
+struct Moved {
+    write: PositionWrite,
+    /// True if nothing changes but the condition has to hold.
+    is_check: bool,
+}
+
+/// Returns the positions that a step writes or checks: those that it changes or expects, and those
+/// whose leases change their epochs.
+fn positions(step: &Step, buckets: &BTreeMap<u8, Bucket>) -> BTreeMap<ShardId, Moved> {
+    let mut moved: BTreeMap<ShardId, Moved> = BTreeMap::new();
+    for change in &step.entries {
+        match &change.key {
+            EntryKey::Position(shard) => {
+                let expected = if change.is_forced {
+                    Named::Open
+                } else {
+                    Named::Text(change.expected.clone())
+                };
+                let is_check = !change.is_forced && change.text == change.expected;
+                let text = if is_check { Named::Open } else { Named::Text(change.text.clone()) };
+                let known = moved
+                    .entry(shard.clone())
+                    .or_insert(Moved { is_check: true, ..Moved::default() });
+                known.write = PositionWrite { text, expected };
+                known.is_check &= is_check;
+            }
+            EntryKey::Lease(shard) => {
+                let stored = lease_of(buckets, shard);
+                if fence_of(stored.as_deref()) != fence_of(change.text.as_deref()) {
+                    moved.entry(shard.clone()).or_default().is_check = false;
+                }
+            }
+            EntryKey::Head | EntryKey::Worker(_) => {}
+        }
+    }
+    moved
+}
+
+/// Returns the time since 1970 by the clock of this host.
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}

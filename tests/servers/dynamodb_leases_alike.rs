@@ -1,0 +1,24 @@
+//! Comparison of `DynamoDbStore` with `MemoryStore`.
+
+use crate::dynamodb_server::DynamoDbServer;
+use crate::leases_alike::assert_alike;
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+#[test]
+fn dynamodb_store_answers_like_the_memory_store() {
+    let runtime = runtime();
+    let (_server, store) = runtime.block_on(DynamoDbServer::with_table());
+    assert_alike(100, &runtime, &store);
+}
+
+/// Each step leaves its positions pending, as a step of more than 100 items does.
+#[cfg(feature = "testing")]
+#[test]
+fn dynamodb_store_with_pending_positions_answers_like_the_memory_store() {
+    let runtime = runtime();
+    let (_server, store) = runtime.block_on(DynamoDbServer::with_table());
+    assert_alike(100, &runtime, &store.postponing());
+}
