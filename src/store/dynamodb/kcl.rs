@@ -1,0 +1,2 @@
+mod place;
+mod row;
