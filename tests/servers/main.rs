@@ -19,6 +19,8 @@ mod dynamodb_fences;
 #[cfg(feature = "dynamodb")]
 mod dynamodb_fleet;
 #[cfg(feature = "dynamodb")]
+mod dynamodb_kcl_layout;
+#[cfg(feature = "dynamodb")]
 mod dynamodb_leases_alike;
 #[cfg(feature = "dynamodb")]
 #[path = "../support/dynamodb_link.rs"]

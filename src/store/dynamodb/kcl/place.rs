@@ -69,7 +69,9 @@ impl Place {
         match position.parse() {
             Ok(Checkpoint::TrimHorizon | Checkpoint::AtTimestamp(_)) => Self::trim_horizon(),
             Ok(Checkpoint::CaughtUp { after: None, .. }) => Self::trim_horizon(),
-            Ok(Checkpoint::CaughtUp { after: Some(number), .. }) => Self::new(number.as_str(), WHOLE),
+            Ok(Checkpoint::CaughtUp { after: Some(number), .. }) => {
+                Self::new(number.as_str(), WHOLE)
+            }
             Ok(Checkpoint::AfterSequenceNumber { sequence_number, sub_sequence_number }) => {
                 Self::new(sequence_number.as_str(), sub_sequence_number.unwrap_or(WHOLE))
             }

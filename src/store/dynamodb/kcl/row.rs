@@ -44,8 +44,8 @@ pub(super) struct Row {
     pub(super) place: Place,
     /// The exact position, beside the place at which it counts; see [`Place::note`].
     pub(super) note: Option<String>,
-    /// The epoch of the lease that may save to the row; 0 if it was never claimed.
-    pub(super) epoch: u64,
+    /// The epoch of the lease that may save to the row.
+    pub(super) epoch: Option<u64>,
     /// The owner; in a handoff of the KCL 3, the next owner.
     pub(super) owner: Option<String>,
     /// In a handoff of the KCL 3, the present owner.
@@ -88,7 +88,7 @@ impl Row {
             counter: 0,
             note: Some(place.note(position)),
             place,
-            epoch: 0,
+            epoch: None,
             owner: None,
             checkpoint_owner: None,
             claimed_by: None,
@@ -127,7 +127,7 @@ impl Row {
     }
 
     /// Returns the row with this epoch and owner. `None` frees it.
-    pub(super) fn claimed(&self, scope: &str, epoch: u64, owner: Option<&str>) -> Self {
+    pub(super) fn claimed(&self, scope: &str, epoch: Option<u64>, owner: Option<&str>) -> Self {
         let is_switch = owner.is_some() && self.holder().is_some_and(|it| Some(it) != owner);
         Self {
             counter: self.counter + 1,
@@ -173,6 +173,11 @@ impl Row {
         })
     }
 
+    /// Returns the counter of a row that cannot be read, or 0.
+    pub(super) fn counter_of(item: &Item) -> u64 {
+        number(item, COUNTER).ok().flatten().unwrap_or(0)
+    }
+
     /// Parses the attributes of a lease.
     ///
     /// # Errors
@@ -187,7 +192,7 @@ impl Row {
             counter: number(item, COUNTER)?.ok_or_else(|| absent(COUNTER))?,
             place,
             note: text(item, NOTE)?,
-            epoch: number(item, EPOCH)?.unwrap_or(0),
+            epoch: number(item, EPOCH)?,
             owner: text(item, OWNER)?,
             checkpoint_owner: text(item, CHECKPOINT_OWNER)?,
             claimed_by: text(item, CLAIMED_BY)?,
@@ -215,7 +220,7 @@ impl Row {
             (CHECKPOINT, Some(AttributeValue::S(self.place.checkpoint.clone()))),
             (SUB_SEQUENCE_NUMBER, self.place.sub_sequence_number.map(number)),
             (NOTE, text(&self.note)),
-            (EPOCH, (self.epoch > 0).then(|| number(self.epoch))),
+            (EPOCH, self.epoch.map(number)),
             (OWNER, text(&self.owner)),
             (CHECKPOINT_OWNER, text(&self.checkpoint_owner)),
             (CLAIMED_BY, text(&self.claimed_by)),

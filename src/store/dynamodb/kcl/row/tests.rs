@@ -86,7 +86,7 @@ fn rows_of_every_version_are_parsed() {
         assert_eq!(shard.as_str(), "shardId-000000000001");
         assert_eq!((row.holder(), row.owner.as_deref()), (holder, next), "{item:?}");
         assert_eq!(row.foreign_holder(), holder, "no worker of this crate has claimed it");
-        assert_eq!((row.counter, row.epoch), (41, 0));
+        assert_eq!((row.counter, row.epoch), (41, None));
         assert_eq!(row.position(), RowPosition::Text("AFTER_SEQUENCE_NUMBER:4959:2".to_owned()));
     }
 }
@@ -166,10 +166,10 @@ fn malformed_rows_are_unreadable_and_say_why() {
 fn claim_takes_the_row_from_a_kcl_and_keeps_its_place() {
     let mut seen = leased();
     seen.insert(CHECKPOINT_OWNER.to_owned(), string("kcl-b"));
-    let claimed = parse(&seen).claimed("billing:orders", 7, Some("w"));
+    let claimed = parse(&seen).claimed("billing:orders", Some(7), Some("w"));
     let after = apply(&seen, &write(Some(&seen), Some(&claimed))).unwrap();
     assert_eq!(parse(&after), claimed);
-    assert_eq!((claimed.counter, claimed.epoch, claimed.switches), (42, 7, Some(4)));
+    assert_eq!((claimed.counter, claimed.epoch, claimed.switches), (42, Some(7), Some(4)));
     assert_eq!((claimed.holder(), claimed.foreign_holder()), (Some("w"), None));
     assert_eq!(claimed.place, parse(&seen).place);
     for kept in ["startingHashKey", "endingHashKey", PARENTS, LEASE_KEY] {
@@ -178,7 +178,7 @@ fn claim_takes_the_row_from_a_kcl_and_keeps_its_place() {
     let mut taken = claimed.clone();
     taken.owner = Some("kcl-a".to_owned());
     assert_eq!(taken.foreign_holder(), Some("kcl-a"), "a KCL has taken the row since");
-    let freed = claimed.claimed("billing:orders", 7, None);
+    let freed = claimed.claimed("billing:orders", Some(7), None);
     assert_eq!((freed.holder(), freed.counter), (None, 43));
 }
 
@@ -189,7 +189,8 @@ fn save_replaces_a_pending_checkpoint() {
         seen.insert(name.to_owned(), string("4960"));
     }
     let row = parse(&seen);
-    let claimed = apply(&seen, &write(Some(&seen), Some(&row.claimed("s", 7, Some("w"))))).unwrap();
+    let claimed =
+        apply(&seen, &write(Some(&seen), Some(&row.claimed("s", Some(7), Some("w"))))).unwrap();
     assert!(PENDING.iter().all(|name| claimed.contains_key(*name)), "a claim keeps it");
     let saved = parse(&claimed).saved("CAUGHT_UP:1000:4961");
     let after = apply(&claimed, &write(Some(&claimed), Some(&saved))).unwrap();
@@ -257,7 +258,14 @@ fn any_row() -> impl Strategy<Value = Row> {
         "[1-9]{1,2}",
     ];
     let worker = || prop::option::of("[ab]");
-    let fields = (0..3_u64, position, prop::option::of(0..3_u64), 0..3_u64, worker(), worker());
+    let fields = (
+        0..3_u64,
+        position,
+        prop::option::of(0..3_u64),
+        prop::option::of(0..3_u64),
+        worker(),
+        worker(),
+    );
     (fields, worker(), any::<bool>()).prop_map(|(fields, claimed_by, is_pending)| {
         let (counter, checkpoint, sub_sequence_number, epoch, owner, checkpoint_owner) = fields;
         Row {
@@ -310,8 +318,8 @@ proptest! {
     ) {
         let after = match kind {
             0 => seen.saved(&position),
-            1 => seen.claimed("s", 9, Some("w")),
-            _ => seen.claimed("s", 9, None),
+            1 => seen.claimed("s", Some(9), Some("w")),
+            _ => seen.claimed("s", Some(9), None),
         };
         let item = item_of(&seen);
         let expressions = write(Some(&item), Some(&after));
@@ -335,7 +343,7 @@ proptest! {
             text => RowPosition::Text(text.to_owned()),
         };
         prop_assert_eq!(row.saved(&position).position(), expected);
-        let claimed = row.saved(&position).claimed("s", 9, Some("w"));
+        let claimed = row.saved(&position).claimed("s", Some(9), Some("w"));
         prop_assert_eq!(claimed.position(), row.saved(&position).position());
     }
 
