@@ -35,6 +35,8 @@ mod ferrokinesis_server;
 mod fleet_tally;
 #[path = "../support/free_port.rs"]
 mod free_port;
+#[cfg(all(feature = "dynamodb", feature = "testing"))]
+mod kcl;
 #[path = "../support/lease_access.rs"]
 mod lease_access;
 mod leases_alike;
