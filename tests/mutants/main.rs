@@ -18,6 +18,7 @@
 mod bounds;
 mod dynamodb;
 mod fleets;
+mod kcl;
 mod reader;
 mod remembered;
 mod scripted;
@@ -197,11 +198,12 @@ static WOVEN: LazyLock<Woven> = LazyLock::new(|| {
 });
 
 /// The suites, each with the bugs that it must find.
-const LISTS: [(&str, &[Mistake]); 6] = [
+const LISTS: [(&str, &[Mistake]); 7] = [
     ("simulation", reader::MISTAKES),
     ("fleets", fleets::MISTAKES),
     ("servers", servers::MISTAKES),
     ("servers", dynamodb::MISTAKES),
+    ("servers", kcl::MISTAKES),
     ("scripted", scripted::MISTAKES),
     ("scripted", bounds::MISTAKES),
 ];

@@ -62,7 +62,8 @@ impl Partition<'_> {
             }
         }
         let saved = saves.iter().zip(outcomes.iter().flatten());
-        let ended = saved.filter(|(it, outcome)| outcome.is_saved && kcl::is_end(&it.position.text));
+        let ended =
+            saved.filter(|(it, outcome)| outcome.is_saved && kcl::is_end(&it.position.text));
         self.show_ends(ended.map(|(it, _)| it.position.shard.clone()).collect()).await?;
         Ok(outcomes.into_iter().flatten().collect())
     }

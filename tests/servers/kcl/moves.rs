@@ -189,6 +189,11 @@ async fn kcl_that_is_started_by_mistake_costs_no_record() {
         sleep(Duration::from_secs(2)).await;
         load.abort();
         world.drain(DRAIN).await;
+        let rows = world.table.scan().await;
+        assert!(
+            rows.iter().all(|row| row.owner == row.claimed_by || row.is_ended()),
+            "expected the rows back at the next save: {rows:?}"
+        );
         fleet.close().await;
         watch.end().await;
         let (count, repeats) = (world.ledger.len(), world.ledger.repeats());

@@ -105,6 +105,7 @@ async fn kcl_reads_the_children_of_a_shard_that_this_crate_has_ended() {
     fleet.close().await;
     let rows = world.table.scan().await;
     assert_eq!(rows.len(), 3, "{rows:?}");
+    assert!(rows.iter().all(|row| row.owner.is_none()), "expected released rows: {rows:?}");
     let parent = rows.iter().find(|row| row.key == root.id().as_str()).unwrap();
     let mut children = parent.children.clone();
     children.sort();

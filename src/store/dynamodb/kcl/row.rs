@@ -155,6 +155,14 @@ impl Row {
         }
     }
 
+    /// Returns the row with the worker of this crate that claimed it as its owner.
+    pub(super) fn reclaimed(self) -> Self {
+        if self.claimed_by.is_none() {
+            return self;
+        }
+        Self { owner: self.claimed_by.clone(), checkpoint_owner: None, ..self }
+    }
+
     /// Returns the row with the end of the shard, as a KCL reads it, if this crate has saved the end.
     /// All children must have rows: a KCL never adds the child of a finished shard.
     pub(super) fn ended(&self, children: BTreeSet<String>) -> Option<Self> {

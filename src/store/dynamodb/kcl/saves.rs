@@ -40,6 +40,8 @@ impl<'a> Partition<'a> {
                 return Ok(Saved::Refused(row));
             }
             let after = match &before {
+                // A KCL that has taken the row, and may be gone, holds it no longer.
+                Some(before) if epoch.is_some() => before.saved(&save.text).reclaimed(),
                 Some(before) => before.saved(&save.text),
                 None => kcl.new_row(&save.shard, &save.text, None),
             };
