@@ -106,22 +106,22 @@ impl Partition<'_> {
     /// Returns all items of the table, as consistent reads of one page after the other.
     pub(super) async fn scan(&self) -> Result<Vec<Item>> {
         let mut items = Vec::new();
-        let mut start = None;
+        let mut next = None;
         loop {
             let attempt = || {
                 self.client
                     .scan()
                     .table_name(self.table)
                     .consistent_read(true)
-                    .set_exclusive_start_key(start.clone())
+                    .set_exclusive_start_key(next.clone())
                     .customize()
                     .config_override(single_attempt())
                     .send()
             };
             let page = self.call("Scan", attempt).await?;
             items.extend(page.items.unwrap_or_default());
-            start = page.last_evaluated_key;
-            if start.as_ref().is_none_or(Item::is_empty) {
+            next = page.last_evaluated_key;
+            if next.as_ref().is_none_or(Item::is_empty) {
                 return Ok(items);
             }
         }

@@ -166,7 +166,15 @@ impl Kcl<'_> {
 impl<'a> Partition<'a> {
     /// Reads all rows of the stream.
     pub(in super::super) async fn all_kcl_rows(&self, kcl: Kcl<'a>) -> Result<Rows> {
-        let items = self.beside(kcl).scan().await?;
+        let items = self.beside(kcl).scan().await.map_err(|error| match error.kind() {
+            ErrorKind::Configuration => {
+                let what = "there is no such table; name the lease table of the KCL, which has the \
+                            name of its application by default, and check the region and the \
+                            account of the client";
+                kcl.error(ErrorKind::Configuration, what).with_source(error)
+            }
+            _ => error,
+        })?;
         kcl.identify(&items)?;
         let rows: Vec<Option<(ShardId, Row)>> =
             items.iter().map(|item| kcl.read(item)).collect::<Result<_>>()?;
