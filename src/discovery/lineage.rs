@@ -1,4 +1,4 @@
-//! The rule for a store whose other clients delete the positions of finished shards.
+//! The rule for a store with other clients that delete the positions of finished shards.
 
 use std::collections::{BTreeSet, HashMap};
 

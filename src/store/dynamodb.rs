@@ -160,7 +160,7 @@ impl DynamoDbStore {
     /// - Reading begins once no KCL has renewed a lease for
     ///   [`lease_duration`](crate::ConsumerBuilder::lease_duration). Until then, calls fail with
     ///   [`StoreUnavailable`](ErrorKind::StoreUnavailable) and are retried.
-    /// - A KCL that is started beside this crate takes the leases. Both then deliver the same records,
+    /// - A KCL that is started at the same time takes the leases. Both then deliver the same records,
     ///   and none is passed over.
     /// - A row that cannot be read is left as it is, and its shard is not read until
     ///   [`Consumer::set_position`](crate::Consumer::set_position) is called.

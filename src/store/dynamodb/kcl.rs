@@ -10,7 +10,7 @@
 //!
 //! | attribute | content |
 //! |---|---|
-//! | `kinestreamPosition` | the exact position, beside the position of the KCL at which it counts |
+//! | `kinestreamPosition` | the exact position, and the position of the KCL at which it counts |
 //! | `kinestreamEpoch` | the epoch of the lease that may save: the fence |
 //! | `kinestreamOwner` | the worker that claimed the row; a KCL that takes the row leaves it |
 //! | `kinestreamScope` | the application and the stream, since a row does not name its stream |
@@ -21,7 +21,7 @@
 //! A KCL deletes the row of a finished shard once all of its children are read. So a lease without a
 //! row, of which a descendant has a row, is finished.
 //!
-//! # A KCL beside this crate
+//! # A KCL at the same time
 //!
 //! One of them reads at a time. A fleet starts once no KCL has renewed a row for a lease duration, see
 //! [`admit`](Partition::admit). A KCL that is started later finds rows that are not renewed, and takes

@@ -26,7 +26,7 @@ const ROUND: Duration = Duration::from_millis(60);
 pub(crate) enum Version {
     /// Workers take leases; no children are named in the row of their parent.
     One,
-    /// Workers take leases, also the version 3 that is deployed beside version 2.
+    /// Workers take leases, as does version 3 during its rollout.
     Two,
     /// A leader assigns leases, and hands them over.
     Three,
@@ -288,7 +288,7 @@ impl Worker {
         }
     }
 
-    /// Deletes the rows of finished shards whose children are being read, the oldest first.
+    /// Deletes the rows of finished shards with children that are being read, the oldest first.
     async fn clean_up(&mut self) {
         let leases = self.table.scan().await;
         let of = |id: &String| leases.iter().find(|lease| lease.key == *id);

@@ -1,4 +1,4 @@
-//! What was put to the stream, and who has processed it.
+//! The records of the stream, and how often each was processed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
@@ -25,7 +25,7 @@ impl Ledger {
         let mut state = self.0.lock().unwrap();
         let numbers: Vec<u64> = (state.next..state.next + user_records).collect();
         state.next += user_records;
-        // A reader drops the user records whose keys belong to another shard.
+        // A reader drops user records with keys of another shard.
         let key = || (0..).map(|number: u64| number.to_string()).find(|key| shard.has_key(key));
         let data = match (&numbers[..], key()) {
             (many @ [_, _, ..], Some(key)) => {
@@ -55,7 +55,7 @@ impl Ledger {
         *self.0.lock().unwrap().processed.get_mut(&number).unwrap() += 1;
     }
 
-    /// Returns the user records that nobody has processed.
+    /// Returns the user records that were not processed.
     pub(crate) fn missing(&self) -> Vec<u64> {
         let state = self.0.lock().unwrap();
         state

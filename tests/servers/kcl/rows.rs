@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use futures::StreamExt;
-use kinestream::{Checkpoint, ErrorKind, IfLeased};
+use kinestream::{Checkpoint, Consumer, ErrorKind, IfLeased};
 use tokio::time::{sleep, timeout};
 
 use super::fake::{FakeKcl, Version};
 use super::requests::Item;
-use super::world::World;
+use super::world::{LEASE, World};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -167,6 +167,23 @@ async fn rows_of_other_kinds_and_streams_stay_as_they_are() {
     let moved = world.row(&key("orders")).await.unwrap();
     assert_ne!(moved["checkpoint"], string("TRIM_HORIZON"), "{moved:?}");
     assert_eq!(world.row(id.as_str()).await, None, "no row of a single stream is added");
+}
+
+#[tokio::test]
+async fn consumer_by_arn_continues_in_the_rows_of_the_name() {
+    let world = World::new(1).await;
+    let shard = world.stream.shard(0);
+    world.put_row(row(shard.id().as_str(), "TRIM_HORIZON")).await;
+    shard.put("first");
+    assert_eq!(world.delivered(Duration::from_secs(3)).await, ["first"]);
+    shard.put("second");
+    let arn = "arn:aws:kinesis:eu-west-1:123456789012:stream/orders";
+    let by_arn = Consumer::builder(world.kinesis.client(), arn).application("billing");
+    let consumer = by_arn.store(world.store()).lease_duration(LEASE).build().unwrap();
+    let record = timeout(LIMIT, consumer.records().next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(record.data(), b"second");
+    consumer.close().await.unwrap();
+    assert_eq!(world.table.scan().await.len(), 1, "a mark of the migration is no row");
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ pub(crate) struct Watch {
     task: JoinHandle<()>,
 }
 
-/// How far a row has come: unread, at a user record, or ended.
+/// The progress of a row: unread, at a user record, or ended.
 type Progress = (u8, usize, String, u64);
 
 fn progress(lease: &Lease) -> Progress {

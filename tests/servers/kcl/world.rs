@@ -1,4 +1,4 @@
-//! A stream, a lease table, and the consumers of this crate beside it.
+//! A stream, a lease table, and consumers of this crate.
 
 use std::time::Duration;
 

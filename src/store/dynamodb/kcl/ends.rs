@@ -25,7 +25,7 @@ impl Partition<'_> {
     /// Writes the end of each of these shards as a KCL reads it, if this crate has saved the end, and
     /// all children are in the lease table.
     ///
-    /// Each child whose lease is seen has a row, or had one. Two workers, one that saves the end and
+    /// Each child with a visible lease has a row, or had one. Two workers, one that saves the end and
     /// one that adds the children, call this after their writes, so that one of them sees both.
     ///
     /// Cancel safe: a KCL sees the end or not. A later read of the whole table repeats the call.
@@ -81,7 +81,7 @@ impl Partition<'_> {
     }
 }
 
-/// Returns the shards whose ends may have to be shown after a step: those that it ends, and the
+/// Returns the shards that may have an end to show after a step: those that it ends, and the
 /// parents of those that it adds.
 pub(in super::super) fn ended_by(step: &Step) -> BTreeSet<ShardId> {
     let ended = step.entries.iter().flat_map(|change| match (&change.key, &change.text) {

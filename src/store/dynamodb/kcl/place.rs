@@ -10,8 +10,8 @@
 //! | `AT_TIMESTAMP:t`, `CAUGHT_UP:t` | `TRIM_HORIZON`, 0: a KCL has no time, and with `LATEST` it passes over the records since `t` |
 //! | `SHARD_END` | `SHARD_END`, 0, once the children have rows; until then the position before it |
 //!
-//! The exact position is a [note] beside it, which counts while the KCL's position is the one beside
-//! which it was written. A KCL does not know the note, and leaves it behind when it moves on.
+//! The exact position is a [note] that includes the KCL's position. The note counts while the KCL's
+//! position is the included one. A KCL does not know the note, and does not update it.
 //!
 //! [note]: super::row::Row::note
 
@@ -27,7 +27,7 @@ const SHARD_END: &str = "SHARD_END";
 /// `long` of Java. A KCL resumes at the record and drops its user records up to this number.
 pub(super) const WHOLE: u64 = i64::MAX as u64;
 
-/// The position of a row, as a KCL reads it.
+/// A position, as a KCL reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Place {
     /// A sequence number or a sentinel.
@@ -104,12 +104,12 @@ impl Place {
         Meaning::Position(text)
     }
 
-    /// Returns the note of a position beside this place. An empty position stands for none.
+    /// Returns the note of a position at this place. An empty position means that there is none.
     pub(super) fn note(&self, position: &str) -> String {
         format!("{position}{}", self.suffix())
     }
 
-    /// Returns the position of a note, if it was written beside this place.
+    /// Returns the position in a note, if the note was written at this place.
     pub(super) fn position_of<'a>(&self, note: &'a str) -> Option<&'a str> {
         note.strip_suffix(&*self.suffix())
     }
@@ -192,7 +192,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_further_position_never_has_an_earlier_place(
+        fn further_position_never_has_an_earlier_place(
             numbers in prop::array::uniform2(1..9_u64),
             parts in prop::array::uniform2(prop::option::of(0..3_u64)),
             kinds in prop::array::uniform2(0..5_u8),
@@ -216,7 +216,7 @@ mod tests {
         }
 
         #[test]
-        fn a_note_counts_beside_its_place_alone(
+        fn note_counts_only_at_its_place(
             position in "[A-Z_:0-9 @]{0,12}",
             checkpoints in prop::array::uniform2("[1-9][0-9]{0,2}|TRIM_HORIZON"),
             parts in prop::array::uniform2(0..3_u64),
@@ -228,7 +228,7 @@ mod tests {
         }
 
         #[test]
-        fn a_place_means_the_position_that_it_was_made_for(number in 1..99_u64, part in 0..9_u64) {
+        fn place_means_the_position_that_it_was_made_for(number in 1..99_u64, part in 0..9_u64) {
             for position in [
                 format!("AFTER_SEQUENCE_NUMBER:{number}:{part}"),
                 format!("AFTER_SEQUENCE_NUMBER:{number}"),

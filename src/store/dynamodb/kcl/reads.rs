@@ -27,7 +27,7 @@ const MAX_CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
 /// The position of a finished shard.
 pub(super) const SHARD_END: &str = "SHARD_END";
 
-/// What was found where the row of a lease is missing.
+/// The reason why a lease has no row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) enum Gone {
     /// A descendant has a row: a KCL has deleted the row of the finished shard.
@@ -37,7 +37,7 @@ pub(in super::super) enum Gone {
 }
 
 impl Kcl<'_> {
-    /// Returns the key of a row. The stream must be known.
+    /// Returns the key of the shard's row. The stream must be known.
     pub(in super::super) fn key(self, shard: &ShardId) -> Item {
         let stream = self.with(|known| known.stream.clone().flatten());
         let key = stream.map_or_else(|| shard.to_string(), |stream| format!("{stream}:{shard}"));
@@ -218,8 +218,8 @@ impl<'a> Partition<'a> {
     }
 }
 
-/// Adds to `rows` what is known of the leases that have no row in `all`. A lease whose row is yet to
-/// be written is left out.
+/// Adds the reason to `rows` for each lease without a row in `all`. Leases with a pending write are
+/// left out.
 pub(in super::super) fn fill_gone(rows: &mut Rows, all: &Rows, buckets: &[Bucket]) {
     let mut leases: BTreeMap<ShardId, Vec<ShardId>> = BTreeMap::new();
     let mut pending = BTreeSet::new();
@@ -270,3 +270,6 @@ pub(super) fn latest() -> String {
     let now = SystemTime::now();
     Checkpoint::AtTimestamp(now.checked_sub(MAX_CLOCK_SKEW).unwrap_or(now)).to_string()
 }
+
+#[cfg(test)]
+mod tests;

@@ -42,7 +42,7 @@ pub(super) struct Row {
     pub(super) counter: u64,
     /// The position, as a KCL reads it.
     pub(super) place: Place,
-    /// The exact position, beside the place at which it counts; see [`Place::note`].
+    /// The exact position, and the place at which it counts; see [`Place::note`].
     pub(super) note: Option<String>,
     /// The epoch of the lease that may save to the row.
     pub(super) epoch: Option<u64>,
@@ -67,7 +67,7 @@ pub(super) struct Row {
     pub(super) is_pending: bool,
 }
 
-/// The position of a row.
+/// The position in a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum RowPosition {
     /// No position: the reader chooses it.
@@ -181,7 +181,7 @@ impl Row {
         })
     }
 
-    /// Returns the counter of a row that cannot be read, or 0.
+    /// Returns the counter of an unreadable row, or 0.
     pub(super) fn counter_of(item: &Item) -> u64 {
         number(item, COUNTER).ok().flatten().unwrap_or(0)
     }
@@ -297,7 +297,7 @@ pub(super) fn stream_name(identifier: &str) -> Option<&str> {
 }
 
 /// Returns the write that turns the item that was `seen` into `after`, if it still is as it was
-/// seen. `None` stands for no item. A row that is to be deleted has no update.
+/// seen. `None` means that there is no item. The deletion of a row has no update.
 pub(super) fn write(seen: Option<&Item>, after: Option<&Row>) -> Expressions {
     let mut write = Expressions::default();
     let Some(item) = seen else {

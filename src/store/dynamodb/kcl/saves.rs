@@ -18,8 +18,8 @@ impl<'a> Partition<'a> {
     /// Saves a position to the row that was read, if it has the expected position and, where an
     /// epoch is given, this fence.
     ///
-    /// Each attempt is made only if the row still is as it was read, so no position that a KCL has
-    /// saved meanwhile is moved back.
+    /// Each attempt is made only if the row still is as it was read, so a position that a KCL has
+    /// saved since is not moved back.
     pub(in super::super) async fn save_row(
         &self,
         kcl: Kcl<'a>,
@@ -40,7 +40,7 @@ impl<'a> Partition<'a> {
                 return Ok(Saved::Refused(row));
             }
             let after = match &before {
-                // A KCL that has taken the row, and may be gone, holds it no longer.
+                // Ends the hold of a KCL that has taken the row. It may have stopped since.
                 Some(before) if epoch.is_some() => before.saved(&save.text).reclaimed(),
                 Some(before) => before.saved(&save.text),
                 None => kcl.new_row(&save.shard, &save.text, None),
@@ -49,7 +49,7 @@ impl<'a> Partition<'a> {
             let Updated::Refused(item) = beside.update(&key, &change).await? else {
                 return Ok(Saved::Done);
             };
-            // An attempt whose answer was lost has written the same row.
+            // An earlier attempt without an answer has written this row.
             if item.as_ref().and_then(parsed).as_ref() == Some(&after) {
                 return Ok(Saved::Done);
             }

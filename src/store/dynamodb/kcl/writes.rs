@@ -8,7 +8,7 @@ use super::row::{self, Row, RowPosition, TableItem};
 use crate::record::ShardId;
 use crate::store::lease::parse_lease;
 
-/// A write of a row.
+/// The write to a row.
 #[derive(Debug)]
 pub(in super::super) enum RowChange {
     Write(Expressions),
@@ -38,7 +38,7 @@ impl Kcl<'_> {
             Named::Text(text) => Some(text.as_deref()),
         };
         let Some(item) = seen.and_then(|row| row.item.as_ref()) else {
-            // A finished shard needs no row: that of a descendant tells a KCL that it is finished.
+            // A finished shard needs no row: a KCL sees by the row of a descendant that it is finished.
             let is_finished = lease.is_some()
                 && (named == Some(Some(SHARD_END)) || named.is_none() && is_finished(seen));
             if is_finished || lease.is_none() && named.flatten().is_none() {

@@ -110,7 +110,7 @@ fn rows_of_several_streams_name_their_stream() {
 }
 
 #[test]
-fn items_that_are_no_leases_are_told_apart() {
+fn items_of_other_kinds_are_recognized() {
     for kind in ["STREAM", "LEADER", "WORKER_METRIC_STATS", "", "later"] {
         let mut other = leased();
         other.insert(ENTITY_TYPE.to_owned(), string(kind));
@@ -282,7 +282,7 @@ fn any_row() -> impl Strategy<Value = Row> {
     })
 }
 
-/// Returns the item of a row, with attributes that this crate does not know.
+/// Returns the stored item, with attributes that this crate does not know.
 fn item_of(row: &Row) -> Item {
     let mut item = apply(&Item::new(), &write(None, Some(row))).unwrap();
     item.insert("later".to_owned(), string("kept"));
@@ -305,7 +305,7 @@ fn any_position() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn write_of_a_row_is_parsed_to_the_same_row(row in any_row()) {
+    fn written_row_is_parsed_to_the_same_row(row in any_row()) {
         prop_assert_eq!(parse(&item_of(&row)), row);
     }
 
