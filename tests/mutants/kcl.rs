@@ -48,8 +48,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "KCL: user records of an acknowledged record are left to a KCL",
         file: "store/dynamodb/kcl/place.rs",
-        right: "sub_sequence_number.unwrap_or(WHOLE))",
-        wrong: "sub_sequence_number.unwrap_or(0))",
+        right: "Some(sub_sequence_number.min(WHOLE))",
+        wrong: "Some(sub_sequence_number.min(WHOLE) % WHOLE)",
         breaks: &["kcl::moves::orderly_moves_repeat_no_record"],
     },
     Mistake {
@@ -58,15 +58,6 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         right: "if contents.deaggregate && contents.aggregate(next).is_none() {",
         wrong: "if contents.records.is_empty() {",
         breaks: &["kcl::moves::orderly_moves_repeat_no_record"],
-    },
-    Mistake {
-        what: "KCL: a claim replaces a row that cannot be read",
-        file: "store/dynamodb/kcl/writes.rs",
-        right: "let position = named.flatten()?;",
-        wrong: "let position = named.flatten().unwrap_or_default();",
-        breaks: &[
-            "kcl::rows::unreadable_row_is_reported_and_left_as_it_is_until_a_position_is_set",
-        ],
     },
     Mistake {
         what: "KCL: a released lease keeps its owner in the row",

@@ -73,6 +73,7 @@ pub(super) struct KclTable {
 #[derive(Debug, Default)]
 struct Known {
     /// The stream as the KCL names it, in a table of several streams; `None` before the first read.
+    #[allow(clippy::option_option, reason = "an unknown table differs from one of one stream")]
     stream: Option<Option<String>>,
     /// The rows that a KCL holds, each with its counter and the time since which that is the same.
     held: HashMap<ShardId, (u64, Instant)>,

@@ -61,9 +61,9 @@ impl Partition<'_> {
                 outcomes[index] = Some(outcome);
             }
         }
-        let saved = saves.iter().zip(outcomes.iter().flatten());
+        let judged = saves.iter().zip(outcomes.iter().flatten());
         let ended =
-            saved.filter(|(it, outcome)| outcome.is_saved && kcl::is_end(&it.position.text));
+            judged.filter(|(it, outcome)| outcome.is_saved && kcl::is_end(&it.position.text));
         self.show_ends(ended.map(|(it, _)| it.position.shard.clone()).collect()).await?;
         Ok(outcomes.into_iter().flatten().collect())
     }
@@ -130,7 +130,7 @@ impl Partition<'_> {
         let key = positions::key(self, &position.shard);
         let expected = position.expected.as_deref();
         let change = positions::save(epoch.as_deref(), expected, &position.text, saver);
-        let saved = match self.update(&key, &change).await? {
+        let outcome = match self.update(&key, &change).await? {
             Updated::Done => Saved::Done,
             Updated::Refused(item) => {
                 let row = Row::read(item.as_ref());
@@ -138,7 +138,7 @@ impl Partition<'_> {
                 if row.saver.as_ref() == Some(saver) { Saved::Done } else { Saved::Refused(row) }
             }
         };
-        Ok((index, saved))
+        Ok((index, outcome))
     }
 
     /// Judges saves that were refused. Returns the outcomes of those that the lease or the position

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
+use aws_sdk_kinesis::operation::get_records::GetRecordsError;
+use aws_sdk_kinesis::operation::get_shard_iterator::GetShardIteratorError;
 use aws_sdk_kinesis::types::{Record, ShardIteratorType};
 use futures::future::join_all;
 use kinestream::testing::Kinesis;
@@ -332,8 +334,8 @@ impl Worker {
                 Ok(records) => records,
                 Err(error) => {
                     let refused = error.as_service_error();
-                    let is_throttled =
-                        refused.is_some_and(|it| it.is_provisioned_throughput_exceeded_exception());
+                    let is_throttled = refused
+                        .is_some_and(GetRecordsError::is_provisioned_throughput_exceeded_exception);
                     assert!(is_throttled, "{error:?}");
                     held.iterator = Some(iterator);
                     continue;
@@ -390,7 +392,7 @@ impl Worker {
         if self.table.checkpoint(&lease, "SHARD_END", 0).await {
             let held = self.held.get_mut(key).unwrap();
             held.lease.counter += 1;
-            held.lease.checkpoint = "SHARD_END".to_owned();
+            "SHARD_END".clone_into(&mut held.lease.checkpoint);
         } else {
             self.held.remove(key);
         }
@@ -437,8 +439,8 @@ async fn iterator(
         Ok(answer) => answer.shard_iterator,
         Err(error) => {
             let refused = error.as_service_error();
-            let is_throttled =
-                refused.is_some_and(|it| it.is_provisioned_throughput_exceeded_exception());
+            let is_throttled = refused
+                .is_some_and(GetShardIteratorError::is_provisioned_throughput_exceeded_exception);
             assert!(is_throttled, "{error:?}");
             None
         }

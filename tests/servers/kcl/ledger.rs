@@ -26,7 +26,8 @@ impl Ledger {
         let numbers: Vec<u64> = (state.next..state.next + user_records).collect();
         state.next += user_records;
         // A reader drops user records with keys of another shard.
-        let key = || (0..).map(|number: u64| number.to_string()).find(|key| shard.has_key(key));
+        let key =
+            || (0..10_000).map(|number: u64| number.to_string()).find(|key| shard.has_key(key));
         let data = match (&numbers[..], key()) {
             (many @ [_, _, ..], Some(key)) => {
                 aggregate(many.iter().map(|number| (key.clone(), number.to_string())))

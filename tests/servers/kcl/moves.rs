@@ -128,6 +128,10 @@ async fn orderly_moves_repeat_no_record() {
             if round == 0 {
                 world.stream.open_shards()[1].split();
             }
+            // An aggregated record is the last one, of which a KCL must not read a part again.
+            for shard in world.stream.open_shards() {
+                world.ledger.put(&shard, 3);
+            }
             world.drain(DRAIN).await;
             fleet.close().await;
         }

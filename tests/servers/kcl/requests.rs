@@ -6,6 +6,8 @@
 use std::collections::HashMap;
 
 use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::operation::put_item::PutItemError;
+use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::operation::update_item::builders::UpdateItemFluentBuilder;
 use aws_sdk_dynamodb::types::{
     AttributeAction, AttributeValue, AttributeValueUpdate, ExpectedAttributeValue,
@@ -42,7 +44,7 @@ impl Lease {
             item.get(name).map_or_else(Vec::new, |value| value.as_ss().unwrap().clone())
         };
         let _switches = needed("ownerSwitchesSinceCheckpoint");
-        assert!(needed("checkpointSubSequenceNumber") <= i64::MAX as u64, "a long of Java");
+        assert!(i64::try_from(needed("checkpointSubSequenceNumber")).is_ok(), "a long of Java");
         Self {
             key: text("leaseKey").unwrap(),
             owner: text("leaseOwner"),
@@ -133,7 +135,7 @@ impl LeaseTable {
             Err(error) => assert!(
                 error
                     .as_service_error()
-                    .is_some_and(|it| it.is_conditional_check_failed_exception()),
+                    .is_some_and(PutItemError::is_conditional_check_failed_exception),
                 "{error:?}"
             ),
         }
@@ -227,7 +229,7 @@ async fn is_done(request: UpdateItemFluentBuilder) -> bool {
         Err(error) => {
             let refused = error.as_service_error();
             assert!(
-                refused.is_some_and(|it| it.is_conditional_check_failed_exception()),
+                refused.is_some_and(UpdateItemError::is_conditional_check_failed_exception),
                 "{error:?}"
             );
             false

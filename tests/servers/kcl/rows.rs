@@ -8,7 +8,7 @@ use kinestream::{Checkpoint, Consumer, ErrorKind, IfLeased};
 use tokio::time::{sleep, timeout};
 
 use super::fake::{FakeKcl, Version};
-use super::requests::Item;
+use super::requests::{Item, Lease};
 use super::world::{LEASE, World};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -96,7 +96,7 @@ async fn kcl_reads_the_children_of_a_shard_that_this_crate_has_ended() {
     world.ledger.put(&root, 1);
     let [left, right] = root.split();
     timeout(LIMIT, async {
-        while !world.table.scan().await.iter().any(|row| row.is_ended()) {
+        while !world.table.scan().await.iter().any(Lease::is_ended) {
             sleep(Duration::from_millis(50)).await;
         }
     })
@@ -154,15 +154,20 @@ async fn rows_of_other_kinds_and_streams_stay_as_they_are() {
     let world = World::new(1).await;
     let id = world.stream.shard(0).id();
     let key = |stream: &str| format!("123456789012:{stream}:1700000000:{id}");
-    let other = row(&key("payments"), "TRIM_HORIZON");
+    // With the same shard, finished, before and after the row of this stream in any order.
+    let others = ["alpha", "payments", "zeta"].map(|name| row(&key(name), "SHARD_END"));
     let mut leader = Item::from([("leaseKey".to_owned(), string("Leader"))]);
     leader.insert("entityType".to_owned(), string("LEADER"));
-    for item in [row(&key("orders"), "TRIM_HORIZON"), other.clone(), leader.clone()] {
-        world.put_row(item).await;
+    let own = [row(&key("orders"), "TRIM_HORIZON"), leader.clone()];
+    for item in own.iter().chain(&others) {
+        world.put_row(item.clone()).await;
     }
     world.stream.shard(0).put("first");
     assert_eq!(world.delivered(Duration::from_secs(3)).await, ["first"]);
-    assert_eq!(world.row(&key("payments")).await, Some(other));
+    for other in others {
+        let name = other["leaseKey"].as_s().unwrap();
+        assert_eq!(world.row(name).await.as_ref(), Some(&other));
+    }
     assert_eq!(world.row("Leader").await, Some(leader));
     let moved = world.row(&key("orders")).await.unwrap();
     assert_ne!(moved["checkpoint"], string("TRIM_HORIZON"), "{moved:?}");

@@ -49,7 +49,7 @@ impl Partition<'_> {
                     continue;
                 };
                 let names = of_shard.iter().map(ToString::to_string).collect();
-                let Some(after) = parsed(item).and_then(|row| row.ended(names)) else { continue };
+                let Some(after) = parsed(item).and_then(|row| row.ended(&names)) else { continue };
                 if !of_shard.iter().all(|child| has_row(&rows, child)) {
                     continue;
                 }
@@ -74,7 +74,7 @@ impl Partition<'_> {
         }
         let is_due = |shard: &ShardId| {
             let row = whole.rows.get(shard).and_then(|row| row.item.as_ref()).and_then(parsed);
-            row.is_some_and(|row| row.ended(BTreeSet::new()).is_some())
+            row.is_some_and(|row| row.ended(&BTreeSet::new()).is_some())
         };
         let children = children_of(&whole.buckets);
         self.show_ends(children.into_keys().filter(is_due).collect()).await

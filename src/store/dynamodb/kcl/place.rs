@@ -67,8 +67,11 @@ impl Place {
     /// stays if the position is the shard's end, or is unreadable.
     pub(super) fn at(&self, position: &str) -> Self {
         match position.parse() {
-            Ok(Checkpoint::TrimHorizon | Checkpoint::AtTimestamp(_)) => Self::trim_horizon(),
-            Ok(Checkpoint::CaughtUp { after: None, .. }) => Self::trim_horizon(),
+            Ok(
+                Checkpoint::TrimHorizon
+                | Checkpoint::AtTimestamp(_)
+                | Checkpoint::CaughtUp { after: None, .. },
+            ) => Self::trim_horizon(),
             Ok(Checkpoint::CaughtUp { after: Some(number), .. }) => {
                 Self::new(number.as_str(), WHOLE)
             }

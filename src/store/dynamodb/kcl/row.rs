@@ -165,7 +165,7 @@ impl Row {
 
     /// Returns the row with the end of the shard, as a KCL reads it, if this crate has saved the end.
     /// All children must have rows: a KCL never adds the child of a finished shard.
-    pub(super) fn ended(&self, children: BTreeSet<String>) -> Option<Self> {
+    pub(super) fn ended(&self, children: &BTreeSet<String>) -> Option<Self> {
         let place = Place::shard_end();
         let end = place.checkpoint.clone();
         let note = Some(place.note(&end));
@@ -175,7 +175,7 @@ impl Row {
             note,
             place,
             switches: Some(0),
-            children: self.children.union(&children).cloned().collect(),
+            children: self.children.union(children).cloned().collect(),
             is_pending: false,
             ..self.clone()
         })
@@ -244,6 +244,7 @@ impl Row {
 
 /// An item of a KCL's table.
 #[derive(Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "nearly all items are leases")]
 pub(super) enum TableItem {
     /// The lease of a shard, or why it cannot be read.
     Lease {
@@ -266,9 +267,8 @@ impl TableItem {
             Ok(Some(kind)) if kind == LEASE => {}
             _ => return Self::Other,
         }
-        let key = match text(item, LEASE_KEY) {
-            Ok(Some(key)) => key,
-            _ => return Self::Unknown("an item without a leaseKey".to_owned()),
+        let Ok(Some(key)) = text(item, LEASE_KEY) else {
+            return Self::Unknown("an item without a leaseKey".to_owned());
         };
         let (stream, shard) = match key.rsplit_once(':') {
             None => (None, &*key),

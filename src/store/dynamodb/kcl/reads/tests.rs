@@ -1,5 +1,6 @@
 use super::super::KclTable;
 use super::super::row::{Row as KclRow, write};
+use super::Gone::{Finished, Lost};
 use super::*;
 use crate::store::Scope;
 
@@ -20,6 +21,7 @@ fn item(key: &str) -> Item {
     item
 }
 
+#[allow(clippy::option_option, reason = "an unknown table differs from one of one stream")]
 fn identified(scope: &Scope, keys: &[&str]) -> std::result::Result<Option<Option<String>>, String> {
     let table = KclTable::new("leases");
     let kcl = Kcl::new(&table, scope);
@@ -81,7 +83,6 @@ fn gone(leases: &[(usize, &[usize])], with_rows: &[usize]) -> Vec<(usize, Gone)>
 fn lease_without_a_row_is_finished_if_a_descendant_has_one() {
     // 0 was split into 1 and 2, and 1 into 3 and 4.
     let leases: [(usize, &[usize]); 5] = [(0, &[]), (1, &[0]), (2, &[0]), (3, &[1]), (4, &[1])];
-    use Gone::{Finished, Lost};
     assert_eq!(gone(&leases, &[0, 1, 2, 3, 4]), []);
     assert_eq!(gone(&leases, &[2, 3, 4]), [(0, Finished), (1, Finished)]);
     assert_eq!(gone(&leases, &[3, 4]), [(0, Finished), (1, Finished), (2, Lost)]);

@@ -36,12 +36,12 @@ fn parse(item: &Item) -> Row {
 /// Applies a write as DynamoDB does; `None` if its condition does not hold.
 fn apply(item: &Item, write: &Expressions) -> Option<Item> {
     let (names, values) = (write.names().unwrap_or_default(), write.values().unwrap_or_default());
-    let holds = |condition: &str| match condition.split_once(" = ") {
-        Some((name, value)) => item.get(&names[name]) == Some(&values[value]),
-        None => {
-            let name = condition.strip_prefix("attribute_not_exists(").unwrap();
-            !item.contains_key(&names[name.strip_suffix(')').unwrap()])
+    let holds = |condition: &str| {
+        if let Some((name, value)) = condition.split_once(" = ") {
+            return item.get(&names[name]) == Some(&values[value]);
         }
+        let name = condition.strip_prefix("attribute_not_exists(").unwrap();
+        !item.contains_key(&names[name.strip_suffix(')').unwrap()])
     };
     if !write.condition().unwrap().split(" AND ").all(holds) {
         return None;
@@ -215,16 +215,16 @@ fn note_of_a_position_that_a_kcl_has_moved_does_not_count() {
 #[test]
 fn end_of_a_shard_is_shown_to_a_kcl_after_its_children_have_rows() {
     let row = parse(&leased());
-    assert_eq!(row.ended(BTreeSet::new()), None, "an unfinished shard does not end");
+    assert_eq!(row.ended(&BTreeSet::new()), None, "an unfinished shard does not end");
     let saved = row.saved("SHARD_END");
     assert_eq!(saved.place, row.place, "a KCL still reads the shard to its end, and adds children");
     assert_eq!(saved.position(), RowPosition::Text("SHARD_END".to_owned()));
     let children = ["shardId-000000000002", "shardId-000000000003"].map(str::to_owned);
-    let ended = saved.ended(children.clone().into()).unwrap();
+    let ended = saved.ended(&children.clone().into()).unwrap();
     assert_eq!(ended.place, Place::shard_end());
     assert_eq!(ended.children, children.into());
     assert_eq!(ended.position(), RowPosition::Text("SHARD_END".to_owned()));
-    assert_eq!(ended.ended(BTreeSet::new()), None, "once");
+    assert_eq!(ended.ended(&BTreeSet::new()), None, "once");
     let by_kcl = Row { place: Place::shard_end(), note: None, ..row };
     assert_eq!(by_kcl.position(), RowPosition::Text("SHARD_END".to_owned()));
 }
