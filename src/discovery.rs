@@ -13,6 +13,7 @@ mod changes;
 mod confirmation;
 mod failure_patience;
 mod identity;
+mod lineage;
 mod listing;
 mod loss;
 mod migrated_positions;

@@ -70,6 +70,7 @@ impl Session {
                     &inner.scope,
                     &inner.settings.worker_config.worker_id,
                 ),
+                forgets_finished_shards: inner.leases.forgets_finished_shards(),
                 telemetry: inner.telemetry.clone(),
                 error_reporter,
             },

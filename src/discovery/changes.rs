@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::identity::{has_begun, is_same, lacks_addition, lacks_parents};
+use super::lineage::left_behind;
 use super::listing::ShardDiscovery;
 use super::loss::{Loss, Report, ShownAs};
 use super::start::ExactStart;
@@ -140,6 +141,11 @@ impl ShardDiscovery {
                 && !descendants.contains(&shard.id);
             inherited.or_else(|| self.resolve(shard, listed, is_first))
         };
+        let left_behind = if self.forgets_finished_shards {
+            left_behind(&listed.shards, table)
+        } else {
+            BTreeSet::new()
+        };
         let is_read = |shard: &&ListedShard| {
             self.rules.selects(&shard.id) || inherited.contains_key(&shard.id)
         };
@@ -154,6 +160,7 @@ impl ShardDiscovery {
                 }),
                 checkpoint: match table.leases.get(&shard.id) {
                     Some(lease) => self.unstored_start(&shard.id, lease),
+                    None if left_behind.contains(&shard.id) => Some(Checkpoint::ShardEnd),
                     None => position(shard),
                 },
             })

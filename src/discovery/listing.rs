@@ -49,6 +49,8 @@ pub(crate) struct ShardDiscovery {
     /// Moves the positions under the stream's name to its ARN; `None` if the stream is given by
     /// name.
     pub(crate) scope_migration: Option<ScopeMigration>,
+    /// See [`LeaseStore::forgets_finished_shards`](crate::store::LeaseStore).
+    pub(crate) forgets_finished_shards: bool,
 }
 
 /// The state that the listings of one session share.

@@ -31,6 +31,8 @@ pub(crate) struct Batch {
 
 struct Contents {
     records: Vec<RecordRange>,
+    /// True if aggregated records are unpacked.
+    deaggregate: bool,
     /// The aggregated records among them, in order.
     aggregates: Vec<Aggregated>,
     context: Arc<ResponseContext>,
@@ -77,7 +79,7 @@ impl Batch {
         let aggregates = if deaggregate { unpack(&records, &context.buffer) } else { Vec::new() };
         let user_records: usize = aggregates.iter().map(|packed| packed.aggregate.len()).sum();
         let left = records.len() - aggregates.len() + user_records;
-        let contents = Contents { records, aggregates, context: Arc::new(context) };
+        let contents = Contents { records, deaggregate, aggregates, context: Arc::new(context) };
         memory.count(contents.tables());
         let next = Cursor { record: 0, aggregated: 0, part: contents.first_part(0), left };
         Self { contents: Arc::new(contents), next, memory }
@@ -126,6 +128,11 @@ impl Batch {
             if let Position::AfterSequenceNumber(last, Some(part)) = position
                 && *last == number
             {
+                // The KCL names the first user record of a record that is not aggregated.
+                if contents.deaggregate && contents.aggregate(next).is_none() {
+                    contents.skip_record(next);
+                    continue;
+                }
                 contents.skip_parts(next, *part);
             }
             return;

@@ -47,6 +47,7 @@ mod errors;
 mod exchange;
 mod expressions;
 mod front;
+mod kcl;
 mod layout;
 mod log;
 mod positions;
@@ -65,6 +66,7 @@ use std::time::Duration;
 use aws_sdk_dynamodb::Client;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use kcl::{Kcl, KclTable, UNREADABLE};
 use requests::Partition;
 use saves::Save;
 
@@ -133,6 +135,7 @@ pub struct DynamoDbStore {
     table: Arc<str>,
     /// True if each step leaves its positions pending, as a large one does.
     postpones: bool,
+    kcl: Option<Arc<KclTable>>,
 }
 
 impl DynamoDbStore {
@@ -141,7 +144,41 @@ impl DynamoDbStore {
     /// The client decides about the region, the account and the credentials.
     #[must_use]
     pub fn new(client: Client, table: impl Into<Arc<str>>) -> Self {
-        Self { client, table: table.into(), postpones: false }
+        Self { client, table: table.into(), postpones: false, kcl: None }
+    }
+
+    /// Keeps the positions in the lease table of a Kinesis Client Library (KCL), given by its name or
+    /// its ARN: by default, the name of the KCL application.
+    ///
+    /// An application then moves from a KCL of version 1, 2 or 3 to this crate and back without a
+    /// conversion: stop one, and start the other. The guide page
+    /// [`migrating`](crate::guide::migrating#from-the-kinesis-client-library) has the steps and
+    /// the rollback. Workers and leases stay in the store's own table.
+    ///
+    /// - A lease table serves one application. A table of several streams serves these streams; any
+    ///   other table serves one stream.
+    /// - Reading begins once no KCL has renewed a lease for
+    ///   [`lease_duration`](crate::ConsumerBuilder::lease_duration). Until then, calls fail with
+    ///   [`StoreUnavailable`](ErrorKind::StoreUnavailable) and are retried.
+    /// - A KCL that is started at the same time takes the leases. Both then deliver the same records,
+    ///   and none is passed over.
+    /// - A row that cannot be read is left as it is, and its shard is not read until
+    ///   [`Consumer::set_position`](crate::Consumer::set_position) is called.
+    ///
+    /// The store needs the additional IAM actions `dynamodb:Scan`, `dynamodb:BatchGetItem`,
+    /// `dynamodb:UpdateItem`, `dynamodb:DeleteItem` and `dynamodb:ConditionCheckItem` on the lease
+    /// table.
+    ///
+    /// ```no_run
+    /// # fn example(client: aws_sdk_dynamodb::Client) {
+    /// use kinestream::DynamoDbStore;
+    ///
+    /// let store = DynamoDbStore::new(client, "kinestream").kcl_table("billing");
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn kcl_table(self, table: impl Into<Arc<str>>) -> Self {
+        Self { kcl: Some(Arc::new(KclTable::new(table))), ..self }
     }
 
     /// Returns the store with every step made like a large one, for tests.
@@ -152,12 +189,13 @@ impl DynamoDbStore {
         Self { postpones: true, ..self }
     }
 
-    fn partition(&self, scope: &Scope) -> Partition<'_> {
+    fn partition<'a>(&'a self, scope: &'a Scope) -> Partition<'a> {
         Partition {
             client: &self.client,
             table: &self.table,
             key: layout::partition_key(scope),
             postpones: self.postpones,
+            kcl: self.kcl.as_ref().map(|kcl| Kcl::new(kcl, scope)),
         }
     }
 
@@ -172,7 +210,15 @@ impl DynamoDbStore {
         Error::new(ErrorKind::StoreCorrupt, message)
     }
 
-    fn corrupt_position(&self, scope: &Scope, shard: &ShardId) -> Error {
+    fn corrupt_position(&self, scope: &Scope, shard: &ShardId, text: &str) -> Error {
+        if let (Some(kcl), Some(why)) = (&self.kcl, text.strip_prefix(UNREADABLE)) {
+            let message = format!(
+                "KCL table {}, lease of {shard}: {why}; correct it, or set the shard's position with \
+                 Consumer::set_position",
+                kcl.name()
+            );
+            return Error::new(ErrorKind::StoreCorrupt, message);
+        }
         self.corrupt(scope, &layout::position(shard), layout::TEXT, "a checkpoint")
     }
 }
@@ -198,9 +244,13 @@ impl LeaseStore for DynamoDbStore {
         .boxed()
     }
 
-    fn unreadable(&self, scope: &Scope, key: &EntryKey, _text: &str) -> String {
+    fn forgets_finished_shards(&self) -> bool {
+        self.kcl.is_some()
+    }
+
+    fn unreadable(&self, scope: &Scope, key: &EntryKey, text: &str) -> String {
         let error = match key {
-            EntryKey::Position(shard) => self.corrupt_position(scope, shard),
+            EntryKey::Position(shard) => self.corrupt_position(scope, shard, text),
             EntryKey::Lease(shard) => {
                 let item = layout::leases(buckets::bucket_of(shard));
                 self.corrupt(scope, &item, &format!("leases.{shard}"), "a lease")
@@ -233,8 +283,10 @@ impl CheckpointStore for DynamoDbStore {
         async move {
             let rows = self.partition(scope).all_rows().await?;
             let shards = rows.into_iter().filter_map(|(shard, row)| {
-                let checkpoint = row.text?.parse();
-                let checkpoint = checkpoint.map_err(|_| self.corrupt_position(scope, &shard));
+                let text = row.text?;
+                let checkpoint = text.parse();
+                let checkpoint =
+                    checkpoint.map_err(|_| self.corrupt_position(scope, &shard, &text));
                 Some((shard, checkpoint))
             });
             Ok(shards.collect())
@@ -264,7 +316,7 @@ impl CheckpointStore for DynamoDbStore {
                         continue;
                     }
                     match outcome.position.as_ref().map(|stored| stored.parse::<Checkpoint>()) {
-                        Some(Err(_)) => damaged = damaged.or(Some(save.shard)),
+                        Some(Err(_)) => damaged = damaged.or(Some((save.shard, outcome.position))),
                         Some(Ok(known)) if !checkpoint.supersedes(&known) => {}
                         _ => {
                             save.expected = outcome.position;
@@ -276,7 +328,9 @@ impl CheckpointStore for DynamoDbStore {
             }
             match damaged {
                 None => Ok(()),
-                Some(shard) => Err(self.corrupt_position(scope, &shard)),
+                Some((shard, text)) => {
+                    Err(self.corrupt_position(scope, &shard, &text.unwrap_or_default()))
+                }
             }
         }
         .boxed()

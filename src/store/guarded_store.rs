@@ -96,6 +96,10 @@ impl LeaseStore for GuardedStore {
         self.call(Task::Checkpoints, save).boxed()
     }
 
+    fn forgets_finished_shards(&self) -> bool {
+        contain_call(|| self.store.forgets_finished_shards()).unwrap_or_default()
+    }
+
     fn unreadable(&self, scope: &Scope, key: &EntryKey, text: &str) -> String {
         let described = contain_call(|| self.store.unreadable(scope, key, text));
         described.unwrap_or_else(|_panic| text.to_owned())

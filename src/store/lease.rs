@@ -124,6 +124,8 @@ pub use heartbeat::{
 pub use leases::Leases;
 pub use rules::FINISHED_SHARD_RETENTION;
 pub use table::{Lease, LeaseTable, WorkerEntry};
+#[cfg(feature = "dynamodb")]
+pub(super) use text::parse_lease;
 #[cfg(feature = "redis")]
 pub(super) use text::{format_name, parse_name};
 

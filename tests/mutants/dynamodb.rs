@@ -6,7 +6,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "DynamoDB: a step leaves the fence of an earlier epoch",
         file: "store/dynamodb/steps.rs",
-        right: "if fence_of(stored.as_deref()) != fence_of(change.text.as_deref()) {",
+        right: "if positions::is_moved(partition, stored.as_deref(), change.text.as_deref()) {",
         wrong: "if false {",
         breaks: &[
             "dynamodb_fences::save_in_an_earlier_epoch_is_refused_after_a_step_of_any_size",
@@ -47,8 +47,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "DynamoDB: a repeated save does not recognize the first attempt",
         file: "store/dynamodb/saves.rs",
-        right: "match row.filter(|row| row.saver.as_ref() != Some(saver)) {",
-        wrong: "match row.filter(|row| row.text.as_ref() != Some(saver)) {",
+        right: "if row.saver.as_ref() == Some(saver) { Saved::Done }",
+        wrong: "if row.text.as_ref() == Some(saver) { Saved::Done }",
         breaks: &["dynamodb_faults::write_with_a_lost_answer_is_made_once"],
     },
     Mistake {

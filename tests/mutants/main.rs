@@ -18,6 +18,7 @@
 mod bounds;
 mod dynamodb;
 mod fleets;
+mod kcl;
 mod reader;
 mod remembered;
 mod scripted;
@@ -209,6 +210,7 @@ const LISTS: [(&str, &[Mistake]); 7] = [
     ("fleets", fleets::MISTAKES),
     ("servers", servers::MISTAKES),
     ("servers", dynamodb::MISTAKES),
+    ("servers", kcl::MISTAKES),
     ("scripted", scripted::MISTAKES),
     ("scripted", bounds::MISTAKES),
     (LIBRARY, units::MISTAKES),

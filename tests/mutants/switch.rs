@@ -56,7 +56,7 @@ fn body_around(source: &str, text: &Range<usize>) -> Option<Range<usize>> {
 fn is_header(line: &str) -> bool {
     let words: Vec<&str> = line.split_whitespace().collect();
     let is_before = |word: &&str| {
-        word.starts_with("pub") || ["async", "const", "in", "self)", "super)"].contains(word)
+        word.starts_with("pub") || word.ends_with(')') || ["async", "const", "in"].contains(word)
     };
     words.iter().find(|word| !is_before(word)) == Some(&"fn")
 }

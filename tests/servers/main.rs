@@ -19,6 +19,8 @@ mod dynamodb_fences;
 #[cfg(feature = "dynamodb")]
 mod dynamodb_fleet;
 #[cfg(feature = "dynamodb")]
+mod dynamodb_kcl_layout;
+#[cfg(feature = "dynamodb")]
 mod dynamodb_leases_alike;
 #[cfg(feature = "dynamodb")]
 #[path = "../support/dynamodb_link.rs"]
@@ -33,6 +35,8 @@ mod ferrokinesis_server;
 mod fleet_tally;
 #[path = "../support/free_port.rs"]
 mod free_port;
+#[cfg(all(feature = "dynamodb", feature = "testing"))]
+mod kcl;
 #[path = "../support/lease_access.rs"]
 mod lease_access;
 mod leases_alike;

@@ -8,13 +8,14 @@ use futures::{StreamExt, TryStreamExt, stream};
 use super::buckets::{Bucket, bucket_of};
 use super::expressions::{Expressions, text};
 use super::front::{Front, MARK};
+use super::kcl::ended_by;
 use super::layout::{TEXT, heartbeat, step as step_key};
 use super::log;
 use super::reads::Whole;
 use super::requests::{PARALLEL, Partition};
 use crate::error::Result;
 use crate::record::ShardId;
-use crate::store::lease::{EntryKey, Exchange, Exchanged, Heartbeats, Renewal};
+use crate::store::lease::{EntryKey, Exchange, Exchanged, Heartbeats, Renewal, Step};
 
 /// Entries of an answer.
 type Entries = Vec<(EntryKey, Option<Arc<str>>)>;
@@ -26,9 +27,17 @@ impl Partition<'_> {
         let (Some(step), known) = (step, *known) else {
             return self.renew_and_read(renewals, *known).await;
         };
+        if adds_worker(step)
+            && let Some(lease_duration) = renewals.iter().map(|it| it.lease_duration).max()
+        {
+            self.admit(lease_duration).await?;
+        }
         let front = self.front().await?;
         let heartbeats = front.heartbeats();
         let (front, is_made) = self.make(front, step).await?;
+        if is_made && self.kcl.is_some() {
+            self.show_ends(ended_by(step)).await?;
+        }
         self.renew(renewals).await?;
         let shown = step.entries.iter().filter(|_| !is_made).map(|change| change.key.clone());
         let mut answer = self.answer(front, known, shown.collect()).await?;
@@ -41,6 +50,7 @@ impl Partition<'_> {
         if known.is_none() {
             let whole = self.whole().await?;
             self.renew(renewals).await?;
+            self.show_ends_of(&whole).await?;
             return Ok(answer_whole(whole));
         }
         let front = self.front().await?;
@@ -129,6 +139,15 @@ impl Partition<'_> {
         });
         Ok(entries.collect())
     }
+}
+
+/// Returns true if a step adds a worker.
+fn adds_worker(step: &Step) -> bool {
+    step.entries.iter().any(|change| {
+        matches!(change.key, EntryKey::Worker(_))
+            && change.expected.is_none()
+            && change.text.is_some()
+    })
 }
 
 fn with_text(front: &Front, key: EntryKey) -> (EntryKey, Option<Arc<str>>) {

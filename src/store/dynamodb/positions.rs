@@ -15,29 +15,38 @@ use std::sync::Arc;
 use aws_sdk_dynamodb::types::{AttributeValue, TransactWriteItem};
 
 use super::expressions::{Expressions, Item, read_text, text, text_of};
+use super::kcl::{Gone, Kcl, RowChange};
 use super::layout::{Kind, TEXT, position, sort_key};
 use super::requests::Partition;
 use crate::error::Result;
 use crate::record::ShardId;
+use crate::store::lease::parse_lease;
 
 const FENCE: &str = "fence";
 const SAVER: &str = "saver";
 
 /// The stored position of a shard.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Row {
     pub(super) text: Option<Arc<str>>,
     /// The epoch in which it may be saved; `None` if no save succeeds.
     pub(super) fence: Option<Arc<str>>,
     /// The mark of the last save.
     pub(super) saver: Option<Arc<str>>,
+    /// In the table of a KCL: the row as it was read.
+    pub(super) item: Option<Item>,
+    /// In the table of a KCL: the worker that holds the row.
+    pub(super) holder: Option<Arc<str>>,
+    /// In the table of a KCL: why a lease has no row.
+    pub(super) gone: Option<Gone>,
 }
 
 impl Row {
     /// Reads an item, which may not exist.
     pub(super) fn read(item: Option<&Item>) -> Self {
         let attribute = |name| item.and_then(|item| text_of(item, name));
-        Self { text: attribute(TEXT), fence: attribute(FENCE), saver: attribute(SAVER) }
+        let (text, fence, saver) = (attribute(TEXT), attribute(FENCE), attribute(SAVER));
+        Self { text, fence, saver, ..Self::default() }
     }
 }
 
@@ -112,34 +121,57 @@ pub(super) fn fence_of(lease: Option<&str>) -> Option<&str> {
     lease.and_then(|lease| lease.split(' ').next())
 }
 
-/// Returns a write of a transaction, which fences the position of a shard by its lease.
+/// Returns true if the step that gives a lease this text writes the position of its shard: to fence
+/// it, or to show a KCL who owns it.
+pub(super) fn is_moved(partition: &Partition<'_>, stored: Option<&str>, new: Option<&str>) -> bool {
+    let owner = |lease: Option<&str>| lease.and_then(parse_lease).and_then(|lease| lease.owner);
+    fence_of(stored) != fence_of(new) || partition.kcl.is_some() && owner(stored) != owner(new)
+}
+
+/// Returns a write of a transaction, which fences the position of a shard by its lease; `None` if
+/// nothing is to be written. `row` is the stored position, if it is in the table of a KCL.
 pub(super) fn write(
     partition: &Partition<'_>,
     shard: &ShardId,
+    row: Option<&Row>,
     lease: Option<&str>,
     write: &PositionWrite,
-) -> Result<TransactWriteItem> {
+) -> Result<Option<TransactWriteItem>> {
+    if let Some(kcl) = partition.kcl_of(shard) {
+        let beside = partition.beside(kcl);
+        let change = kcl.change(shard, row, lease, write);
+        let change = change.map(|change| match change {
+            RowChange::Write(change) => beside.write(kcl.key(shard), &change),
+            RowChange::Delete(condition) => beside.delete(kcl.key(shard), &condition),
+        });
+        return change.transpose();
+    }
     let fence = fence_of(lease).map(text);
     let mut change = Expressions::default();
     if let Named::Text(expected) = &write.expected {
         change = change.require(TEXT, expected.as_deref().map(text));
     }
     if fence.is_none() && write.text == Named::Text(None) {
-        return partition.delete(key(partition, shard), &change);
+        return partition.delete(key(partition, shard), &change).map(Some);
     }
     change = change.set(FENCE, fence);
     if let Named::Text(named) = &write.text {
         change = change.set(TEXT, named.as_deref().map(text)).set(SAVER, None);
     }
-    partition.write(key(partition, shard), &change)
+    partition.write(key(partition, shard), &change).map(Some)
 }
 
-/// Returns a check of a transaction that the position of a shard has this text.
+/// Returns a check of a transaction that the position of a shard has this text. `row` is the stored
+/// position, if it is in the table of a KCL.
 pub(super) fn check(
     partition: &Partition<'_>,
     shard: &ShardId,
+    row: Option<&Row>,
     expected: Option<&str>,
 ) -> Result<TransactWriteItem> {
+    if let Some(kcl) = partition.kcl_of(shard) {
+        return partition.beside(kcl).check(kcl.key(shard), &Kcl::as_read(row));
+    }
     let condition = Expressions::default().require(TEXT, expected.map(text));
     partition.check(key(partition, shard), &condition)
 }

@@ -9,6 +9,7 @@ use tokio::time::sleep;
 use super::buckets::Bucket;
 use super::expressions::Item;
 use super::front::Front;
+use super::kcl::fill_gone;
 use super::layout::{Range, leases};
 use super::positions::{self, Row};
 use super::requests::{BATCH, Partition};
@@ -76,6 +77,15 @@ impl Partition<'_> {
     /// Reads the positions of these shards, whose buckets are settled. Shards without a position may
     /// be left out.
     pub(super) async fn rows(&self, shards: &BTreeSet<ShardId>) -> Result<Rows> {
+        let Some(kcl) = self.kcl else { return self.own_rows(shards).await };
+        let (theirs, own): (BTreeSet<_>, BTreeSet<_>) =
+            shards.iter().cloned().partition(|shard| self.kcl_of(shard).is_some());
+        let mut rows = self.own_rows(&own).await?;
+        rows.extend(self.kcl_rows(kcl, &theirs).await?);
+        Ok(rows)
+    }
+
+    async fn own_rows(&self, shards: &BTreeSet<ShardId>) -> Result<Rows> {
         if shards.len() > BATCH {
             let mut rows = rows_of(&self.query(Range::Shards).await?);
             rows.retain(|shard, _| shards.contains(shard));
@@ -87,15 +97,34 @@ impl Partition<'_> {
 
     /// Reads all positions.
     pub(super) async fn all_rows(&self) -> Result<Rows> {
-        Ok(rows_of(&self.settled(Range::Shards).await?))
+        let mut rows = rows_of(&self.settled(Range::Shards).await?);
+        if let Some(kcl) = self.kcl {
+            rows.extend(self.all_kcl_rows(kcl).await?);
+        }
+        Ok(rows)
+    }
+
+    /// Reads all leases.
+    pub(super) async fn all_buckets(&self) -> Result<Vec<Bucket>> {
+        let items = self.settled(Range::Shards).await?;
+        Ok(items.iter().filter_map(Bucket::read).collect())
     }
 
     /// Reads all entries. The leases and positions are at least as new as the front.
     pub(super) async fn whole(&self) -> Result<Whole> {
         let items = self.settled(Range::Whole).await?;
         let front = self.front_of(&items)?;
-        let buckets = items.iter().filter_map(Bucket::read).collect();
-        Ok(Whole { front, buckets, rows: rows_of(&items) })
+        let buckets: Vec<Bucket> = items.iter().filter_map(Bucket::read).collect();
+        let mut rows = rows_of(&items);
+        if let Some(kcl) = self.kcl {
+            if let Some(shard) = rows.keys().find(|shard| self.kcl_of(shard).is_some()) {
+                return Err(self.has_own_positions(shard));
+            }
+            let all = self.all_kcl_rows(kcl).await?;
+            fill_gone(&mut rows, &all, &buckets);
+            rows.extend(all);
+        }
+        Ok(Whole { front, buckets, rows })
     }
 
     /// Reads the items of a range, whose buckets have no pending writes.
@@ -113,6 +142,15 @@ impl Partition<'_> {
             }
         }
         Err(self.never_settled())
+    }
+
+    fn has_own_positions(&self, shard: &ShardId) -> Error {
+        let message = format!(
+            "DynamoDB table {}: {} has positions here, such as that of {shard}, and not in the table \
+             of a KCL; use another application, or a store without kcl_table",
+            self.table, self.key
+        );
+        Error::new(ErrorKind::Configuration, message)
     }
 
     fn never_settled(&self) -> Error {

@@ -19,6 +19,7 @@ use tokio::time::{sleep, timeout};
 
 use super::errors::{Call, NO_ANSWER, Reaction};
 use super::expressions::{Expressions, Item, text};
+use super::kcl::Kcl;
 use super::layout::{self, Range};
 use crate::backoff::{Backoff, DYNAMODB_CALLS};
 use crate::error::{Error, ErrorKind, Result};
@@ -50,6 +51,8 @@ pub(super) struct Partition<'a> {
     pub(super) key: String,
     /// True if each step leaves its positions pending.
     pub(super) postpones: bool,
+    /// The rows that have the positions, if these are in the table of a KCL.
+    pub(super) kcl: Option<Kcl<'a>>,
 }
 
 /// The outcome of a conditional update of one item.
@@ -95,6 +98,30 @@ impl Partition<'_> {
             items.extend(page.items.unwrap_or_default());
             start = page.last_evaluated_key;
             if start.as_ref().is_none_or(Item::is_empty) {
+                return Ok(items);
+            }
+        }
+    }
+
+    /// Returns all items of the table, as consistent reads of one page after the other.
+    pub(super) async fn scan(&self) -> Result<Vec<Item>> {
+        let mut items = Vec::new();
+        let mut next = None;
+        loop {
+            let attempt = || {
+                self.client
+                    .scan()
+                    .table_name(self.table)
+                    .consistent_read(true)
+                    .set_exclusive_start_key(next.clone())
+                    .customize()
+                    .config_override(single_attempt())
+                    .send()
+            };
+            let page = self.call("Scan", attempt).await?;
+            items.extend(page.items.unwrap_or_default());
+            next = page.last_evaluated_key;
+            if next.as_ref().is_none_or(Item::is_empty) {
                 return Ok(items);
             }
         }

@@ -7,6 +7,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use tokio::time::sleep;
 
 use super::buckets::bucket_of;
+use super::kcl::{self, Gone, UNREADABLE};
 use super::positions::{self, Row, fence_of};
 use super::requests::{PARALLEL, Partition, Updated};
 use crate::backoff::{Backoff, CONFLICTS};
@@ -39,6 +40,14 @@ impl<'a> Save<'a> {
     }
 }
 
+/// The outcome of one attempt.
+#[derive(Debug)]
+pub(super) enum Saved {
+    Done,
+    /// The stored position or its fence differs.
+    Refused(Row),
+}
+
 impl Partition<'_> {
     /// Saves positions, each by itself. The outcomes are in the order of the list. The lease is left
     /// out of the outcomes of saved positions, and of saves in any epoch.
@@ -52,6 +61,10 @@ impl Partition<'_> {
                 outcomes[index] = Some(outcome);
             }
         }
+        let judged = saves.iter().zip(outcomes.iter().flatten());
+        let ended =
+            judged.filter(|(it, outcome)| outcome.is_saved && kcl::is_end(&it.position.text));
+        self.show_ends(ended.map(|(it, _)| it.position.shard.clone()).collect()).await?;
         Ok(outcomes.into_iter().flatten().collect())
     }
 
@@ -64,25 +77,28 @@ impl Partition<'_> {
         let mut outcomes = Vec::new();
         let mut backoff = Backoff::new(CONFLICTS);
         for _ in 0..ROUNDS {
-            let calls: Vec<_> = due.iter().map(|index| self.save_one(*index, saves)).collect();
+            let of_kcl = due.iter().map(|index| &saves[*index].position.shard);
+            let of_kcl = of_kcl.filter(|shard| self.kcl_of(shard).is_some()).cloned();
+            let mut rows = self.rows(&of_kcl.collect()).await?;
+            let calls = due.iter().map(|index| {
+                let row = rows.remove(&saves[*index].position.shard);
+                self.save_one(*index, saves, row)
+            });
+            let calls: Vec<_> = calls.collect();
             let calls: Vec<_> =
                 stream::iter(calls).buffer_unordered(PARALLEL).try_collect().await?;
             let mut refused = Vec::new();
-            for (index, updated) in calls {
-                let Save { position, epoch, saver } = &saves[index];
-                let row = match updated {
-                    Updated::Done => None,
-                    Updated::Refused(item) => Some(Row::read(item.as_ref())),
-                };
-                match row.filter(|row| row.saver.as_ref() != Some(saver)) {
-                    None => {
+            for (index, saved) in calls {
+                let Save { position, epoch, .. } = &saves[index];
+                match saved {
+                    Saved::Done => {
                         let text = Some(Arc::clone(&position.text));
                         outcomes.push((index, FencedOutcome::new(true, None, text)));
                     }
-                    Some(row) if epoch.is_none() => {
+                    Saved::Refused(row) if epoch.is_none() => {
                         outcomes.push((index, FencedOutcome::new(false, None, row.text)));
                     }
-                    Some(row) => refused.push((index, row)),
+                    Saved::Refused(row) => refused.push((index, row)),
                 }
             }
             let (decided, again) = self.judge(saves, refused).await?;
@@ -100,12 +116,29 @@ impl Partition<'_> {
         Err(Error::new(ErrorKind::StoreUnavailable, message))
     }
 
-    async fn save_one(&self, index: usize, saves: &[Save<'_>]) -> Result<(usize, Updated)> {
+    /// Makes one save. `row` is the stored position, if it is in the table of a KCL.
+    async fn save_one(
+        &self,
+        index: usize,
+        saves: &[Save<'_>],
+        row: Option<Row>,
+    ) -> Result<(usize, Saved)> {
         let Save { position, epoch, saver } = &saves[index];
+        if let Some(kcl) = self.kcl_of(&position.shard) {
+            return Ok((index, self.save_row(kcl, position, epoch.as_deref(), row).await?));
+        }
         let key = positions::key(self, &position.shard);
         let expected = position.expected.as_deref();
         let change = positions::save(epoch.as_deref(), expected, &position.text, saver);
-        Ok((index, self.update(&key, &change).await?))
+        let outcome = match self.update(&key, &change).await? {
+            Updated::Done => Saved::Done,
+            Updated::Refused(item) => {
+                let row = Row::read(item.as_ref());
+                // An attempt whose answer was lost has left the mark of this save.
+                if row.saver.as_ref() == Some(saver) { Saved::Done } else { Saved::Refused(row) }
+            }
+        };
+        Ok((index, outcome))
     }
 
     /// Judges saves that were refused. Returns the outcomes of those that the lease or the position
@@ -129,7 +162,11 @@ impl Partition<'_> {
             let fence = fence_of(lease.as_deref());
             if bucket.is_pending_for(shard) {
                 again.push(index);
-            } else if fence == saves[index].epoch.as_deref() && row.fence.as_deref() != fence {
+            } else if fence == saves[index].epoch.as_deref()
+                && row.fence.as_deref() != fence
+                && row.gone != Some(Gone::Finished)
+                && !is_unreadable(&row)
+            {
                 unfenced.entry(bucket.number).or_default().push(shard.clone());
                 again.push(index);
             } else {
@@ -147,6 +184,11 @@ impl Partition<'_> {
         self.settle(pending.into_values().collect()).await?;
         Ok((outcomes, again))
     }
+}
+
+/// Returns true if the row of a KCL cannot be read, and is left as it is.
+fn is_unreadable(row: &Row) -> bool {
+    row.text.as_ref().is_some_and(|text| text.starts_with(UNREADABLE))
 }
 
 /// Returns the indexes of the next saves: the first of each shard that has no outcome yet.

@@ -30,18 +30,21 @@ impl Partition<'_> {
     async fn settle_one(&self, mut bucket: Bucket) -> Result<bool> {
         let condition = bucket.condition();
         let taken = bucket.take_pending(TRANSACTION - 1);
-        let expecting = taken.iter().filter(|(_, write)| write.expected != Named::Open);
+        let is_read = |write: &PositionWrite| self.kcl.is_some() || write.expected != Named::Open;
+        let expecting = taken.iter().filter(|(_, write)| is_read(write));
         let expecting = expecting.map(|(shard, _)| shard.clone()).collect();
         let rows = self.rows(&expecting).await?;
         let mut items =
             vec![self.write(self.key(&leases(bucket.number)), &bucket.update(condition))?];
         for (shard, mut write) in taken {
-            let stored = rows.get(&shard).and_then(|row| row.text.clone());
+            let row = rows.get(&shard);
+            let stored = row.and_then(|row| row.text.clone());
             if write.expected != Named::Open && write.expected != Named::Text(stored) {
                 // A save was faster than the step. The saved position stays.
                 write = PositionWrite::default();
             }
-            items.push(positions::write(self, &shard, bucket.lease(&shard).as_deref(), &write)?);
+            let lease = bucket.lease(&shard);
+            items.extend(positions::write(self, &shard, row, lease.as_deref(), &write)?);
         }
         Ok(self.transact(items).await? == Transacted::Done)
     }
@@ -51,11 +54,15 @@ impl Partition<'_> {
     pub(super) async fn restore_fences(&self, bucket: &Bucket, shards: &[ShardId]) -> Result<()> {
         let condition = self.check(self.key(&leases(bucket.number)), &bucket.condition())?;
         for shards in shards.chunks(TRANSACTION - 1) {
+            let of_kcl = shards.iter().filter(|shard| self.kcl_of(shard).is_some()).cloned();
+            let rows = self.rows(&of_kcl.collect()).await?;
             let fences = shards.iter().map(|shard| {
                 let lease = bucket.lease(shard);
-                positions::write(self, shard, lease.as_deref(), &PositionWrite::default())
+                let write = PositionWrite::default();
+                positions::write(self, shard, rows.get(shard), lease.as_deref(), &write)
             });
-            let fences: Vec<TransactWriteItem> = fences.collect::<Result<_>>()?;
+            let fences: Vec<Option<TransactWriteItem>> = fences.collect::<Result<_>>()?;
+            let fences = fences.into_iter().flatten();
             let items = std::iter::once(condition.clone()).chain(fences).collect();
             if self.transact(items).await? == Transacted::Refused {
                 // The bucket has changed. The caller reads it again.

@@ -10,9 +10,10 @@ use tokio::time::sleep;
 use super::buckets::{Bucket, bucket_of};
 use super::expressions::{Expressions, text};
 use super::front::{Front, Heartbeat, MARK};
+use super::kcl::Gone;
 use super::layout::{HEAD, TEXT, heartbeat, leases, step as step_key};
 use super::log;
-use super::positions::{self, Named, PositionWrite, fence_of};
+use super::positions::{self, Named, PositionWrite};
 use super::reads::Rows;
 use super::requests::{Partition, TRANSACTION, Transacted};
 use crate::backoff::{Backoff, CONFLICTS};
@@ -35,16 +36,19 @@ impl Partition<'_> {
             }
             let shards = step.entries.iter().filter_map(|change| change.key.shard());
             let buckets = self.buckets(&shards.map(bucket_of).collect()).await?;
-            let compared = step.entries.iter().filter(|change| !change.is_forced);
+            // The row of a KCL is written only as it was read.
+            let is_read = |change: &&EntryChange| self.kcl.is_some() || !change.is_forced;
+            let compared = step.entries.iter().filter(is_read);
             let compared = compared.filter_map(|change| match &change.key {
                 EntryKey::Position(shard) => Some(shard.clone()),
+                EntryKey::Lease(shard) if self.kcl.is_some() => Some(shard.clone()),
                 _ => None,
             });
             let rows = self.rows(&compared.collect()).await?;
             if !holds(step, &front, &buckets, &rows) {
                 return Ok((front, false));
             }
-            let plan = Plan::new(self, step, &front, buckets)?;
+            let plan = Plan::new(self, step, &front, buckets, &rows)?;
             if plan.items.is_empty() {
                 return Ok((plan.front, true));
             }
@@ -99,6 +103,7 @@ impl Plan {
         step: &Step,
         before: &Front,
         mut buckets: BTreeMap<u8, Bucket>,
+        rows: &Rows,
     ) -> Result<Self> {
         let is_change = |it: &&EntryChange| it.is_forced || it.text != it.expected;
         let changes: Vec<&EntryChange> = step.entries.iter().filter(is_change).collect();
@@ -128,7 +133,7 @@ impl Plan {
         } else {
             items.push(partition.write(key, &front.update(before))?);
         }
-        let moved = positions(step, &buckets);
+        let moved = positions(partition, step, &buckets, rows);
         let mut written: BTreeSet<u8> = BTreeSet::new();
         for change in &changes {
             if let EntryKey::Lease(shard) = &change.key
@@ -142,13 +147,14 @@ impl Plan {
             moved.into_iter().partition(|(_, write)| write.is_check);
         for (shard, write) in checks {
             let Named::Text(expected) = &write.write.expected else { continue };
-            items.push(positions::check(partition, &shard, expected.as_deref())?);
+            let row = rows.get(&shard);
+            items.push(positions::check(partition, &shard, row, expected.as_deref())?);
         }
         let fits = items.len() + written.len() + writes.len() <= TRANSACTION;
         if fits && !partition.postpones {
             for (shard, Moved { write, .. }) in writes {
-                let lease = lease_of(&buckets, &shard);
-                items.push(positions::write(partition, &shard, lease.as_deref(), &write)?);
+                let (row, lease) = (rows.get(&shard), lease_of(&buckets, &shard));
+                items.extend(positions::write(partition, &shard, row, lease.as_deref(), &write)?);
             }
         } else {
             for (shard, Moved { write, .. }) in writes {
@@ -213,7 +219,12 @@ struct Moved {
 
 /// Returns the positions that a step writes or checks: those that it changes or expects, and those
 /// whose leases change their epochs.
-fn positions(step: &Step, buckets: &BTreeMap<u8, Bucket>) -> BTreeMap<ShardId, Moved> {
+fn positions(
+    partition: &Partition<'_>,
+    step: &Step,
+    buckets: &BTreeMap<u8, Bucket>,
+    rows: &Rows,
+) -> BTreeMap<ShardId, Moved> {
     let mut moved: BTreeMap<ShardId, Moved> = BTreeMap::new();
     for change in &step.entries {
         match &change.key {
@@ -233,13 +244,21 @@ fn positions(step: &Step, buckets: &BTreeMap<u8, Bucket>) -> BTreeMap<ShardId, M
             }
             EntryKey::Lease(shard) => {
                 let stored = lease_of(buckets, shard);
-                if fence_of(stored.as_deref()) != fence_of(change.text.as_deref()) {
+                if positions::is_moved(partition, stored.as_deref(), change.text.as_deref()) {
                     moved.entry(shard.clone()).or_default().is_check = false;
                 }
             }
             EntryKey::Head | EntryKey::Worker(_) => {}
         }
     }
+    // The row of a finished shard that a KCL has deleted is not written again.
+    let is_gone = |shard: &ShardId, write: &PositionWrite| {
+        let row = rows.get(shard).filter(|row| row.gone == Some(Gone::Finished));
+        row.is_some_and(|row| {
+            write.text == Named::Open || write.text == Named::Text(row.text.clone())
+        })
+    };
+    moved.retain(|shard, moved| moved.is_check || !is_gone(shard, &moved.write));
     moved
 }
 

@@ -61,6 +61,15 @@ pub trait LeaseStore: Debug + Send + Sync + 'static {
         saves: &'a [FencedSave],
     ) -> BoxFuture<'a, Result<Vec<FencedOutcome>>>;
 
+    /// Returns true if another client of the store deletes the positions of finished shards, as the
+    /// Kinesis Client Library does. A listed shard without an entry, of which a descendant has one,
+    /// then counts as finished. Otherwise it is read from its oldest record.
+    ///
+    /// Default: false. A store that wraps another store forwards this call.
+    fn forgets_finished_shards(&self) -> bool {
+        false
+    }
+
     /// Returns why an entry with this text cannot be read, for an error message: where it is stored
     /// and what to do. The default names the entry.
     fn unreadable(&self, scope: &Scope, key: &EntryKey, text: &str) -> String {

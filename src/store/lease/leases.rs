@@ -125,6 +125,11 @@ impl Leases {
         self.read.lock().await.undecided(worker)
     }
 
+    /// See [`LeaseStore::forgets_finished_shards`].
+    pub(crate) fn forgets_finished_shards(&self) -> bool {
+        self.store.forgets_finished_shards()
+    }
+
     fn access(&self) -> Access<'_> {
         let Self { store, scope, clock, saves, .. } = self;
         Access { store: &**store, scope, clock, saves }

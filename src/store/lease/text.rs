@@ -77,7 +77,7 @@ pub(super) fn format_worker(entry: &WorkerEntry) -> String {
 }
 
 /// Parses a lease, without its position.
-pub(super) fn parse_lease(text: &str) -> Option<Lease> {
+pub(in crate::store) fn parse_lease(text: &str) -> Option<Lease> {
     let mut words = text.split(' ');
     let mut next = || words.next();
     let epoch = number(next()?)?;

@@ -1,0 +1,12 @@
+//! Moves of an application between a KCL and this crate.
+//!
+//! The KCL is one of our own, [`fake`], which sends the requests that a KCL sends. No real KCL takes
+//! part.
+
+mod fake;
+mod ledger;
+mod moves;
+mod requests;
+mod rows;
+mod watch;
+mod world;
