@@ -200,6 +200,7 @@
 pub mod conformance;
 mod guarded_store;
 pub mod lease;
+mod leased;
 mod memory;
 #[cfg(feature = "redis")]
 mod redis;
@@ -222,6 +223,7 @@ use crate::record::ShardId;
 
 pub(crate) use guarded_store::GuardedStore;
 pub use lease::LeaseStore;
+pub use leased::Leased;
 pub use memory::MemoryStore;
 #[cfg(feature = "redis")]
 pub use redis::RedisStore;
