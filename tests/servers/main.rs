@@ -1,8 +1,10 @@
-//! Tests of the store and the consumer against a real redis-server. Each test starts its servers.
+//! Tests of stores and of the consumer against a real redis-server and a real PostgreSQL. Each test
+//! starts its servers.
 // Tests and their helpers report failures by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 #![cfg(feature = "redis")]
 
+mod alike;
 #[path = "../support/black_hole.rs"]
 mod black_hole;
 #[cfg(feature = "testing")]
@@ -20,6 +22,15 @@ mod lease_access;
 mod listening;
 #[cfg(feature = "testing")]
 mod nemesis;
+#[cfg(all(unix, feature = "testing"))]
+#[path = "../../examples/postgres_store.rs"]
+#[allow(dead_code)] // The example itself is not run here.
+mod postgres;
+#[cfg(all(unix, feature = "testing"))]
+mod postgres_leases;
+#[cfg(all(unix, feature = "testing"))]
+#[path = "../support/postgres.rs"]
+mod postgres_server;
 #[path = "../support/proxy.rs"]
 mod proxy;
 #[cfg(feature = "testing")]
@@ -33,7 +44,6 @@ mod redis_failover;
 mod redis_fields;
 mod redis_fleet;
 mod redis_leases;
-mod redis_leases_alike;
 #[cfg(feature = "testing")]
 mod redis_passwords;
 mod redis_refusals;
