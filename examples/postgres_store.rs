@@ -126,7 +126,7 @@ impl LeaseStore for PostgresStore {
             let heartbeats = Heartbeats::Expired(expired.iter().map(last).collect());
             let refused = make(&mut client, scope, exchange.step.as_ref()).await?;
             for Renewal { worker, entry, lease_duration, .. } in &exchange.renewals {
-                let micros = i64::try_from(lease_duration.as_micros()).unwrap_or(i64::MAX) / 2;
+                let micros = i64::try_from(lease_duration.as_micros().min(1 << 60)).unwrap_or(0);
                 query(&client, RENEW, scope, &[&&**worker, &&**entry, &micros]).await?;
             }
             let known = exchange.known.and_then(|known| i64::try_from(known).ok());

@@ -14,6 +14,7 @@ mod blocked_runtime;
 mod certificates;
 #[path = "../../examples/support/mod.rs"]
 mod ferrokinesis_server;
+mod fleet;
 #[path = "../support/free_port.rs"]
 mod free_port;
 #[path = "../support/lease_access.rs"]
@@ -22,13 +23,13 @@ mod lease_access;
 mod listening;
 #[cfg(feature = "testing")]
 mod nemesis;
-#[cfg(all(unix, feature = "testing"))]
+#[cfg(feature = "testing")]
 #[path = "../../examples/postgres_store.rs"]
 #[allow(dead_code)] // The example itself is not run here.
 mod postgres;
-#[cfg(all(unix, feature = "testing"))]
+#[cfg(feature = "testing")]
 mod postgres_leases;
-#[cfg(all(unix, feature = "testing"))]
+#[cfg(feature = "testing")]
 #[path = "../support/postgres.rs"]
 mod postgres_server;
 #[path = "../support/proxy.rs"]
@@ -42,7 +43,6 @@ mod redis_consumer;
 #[cfg(all(feature = "testing", any(feature = "redis-cluster", feature = "redis-sentinel")))]
 mod redis_failover;
 mod redis_fields;
-mod redis_fleet;
 mod redis_leases;
 #[cfg(feature = "testing")]
 mod redis_passwords;

@@ -1,8 +1,6 @@
 //! A real PostgreSQL server on a free port, for one test.
 
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::{MetadataExt, chown};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,15 +12,11 @@ use crate::free_port::free_port;
 /// Numbers the folders of the servers of this process.
 static FOLDERS: AtomicUsize = AtomicUsize::new(0);
 
-/// The user `nobody`. PostgreSQL refuses to run as root.
-const NOBODY: u32 = 65_534;
-
 /// A running server. A drop stops it and removes its folder.
 pub(crate) struct PostgresServer {
     port: u16,
     folder: PathBuf,
     programs: PathBuf,
-    is_root: bool,
     process: Option<Child>,
 }
 
@@ -32,12 +26,8 @@ impl PostgresServer {
         let (process, number) = (std::process::id(), FOLDERS.fetch_add(1, Ordering::Relaxed));
         let folder = std::env::temp_dir().join(format!("kinestream-postgres-{process}-{number}"));
         std::fs::create_dir_all(&folder).unwrap();
-        // The owner of a new folder is the user of this process.
-        let is_root = std::fs::metadata(&folder).unwrap().uid() == 0;
-        if is_root {
-            chown(&folder, Some(NOBODY), Some(NOBODY)).unwrap();
-        }
-        let mut server = Self { port: 0, folder, programs: programs(), is_root, process: None };
+        not_root::give(&folder);
+        let mut server = Self { port: 0, folder, programs: programs(), process: None };
         let data = server.data();
         let created = server
             .command("initdb")
@@ -101,9 +91,7 @@ impl PostgresServer {
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(self.programs.join(program));
         command.current_dir(&self.folder).stdin(Stdio::null());
-        if self.is_root {
-            command.uid(NOBODY).gid(NOBODY);
-        }
+        not_root::run(&mut command, &self.folder);
         command
     }
 
@@ -137,6 +125,41 @@ impl PostgresServer {
         }
         ready.is_ok()
     }
+}
+
+/// PostgreSQL refuses to run as root, so the user `nobody` runs it then.
+#[cfg(unix)]
+mod not_root {
+    use std::os::unix::fs::{MetadataExt, chown};
+    use std::os::unix::process::CommandExt;
+    use std::path::Path;
+    use std::process::Command;
+
+    const NOBODY: u32 = 65_534;
+
+    /// Gives a new folder to `nobody` if this process runs as root, whose folder it is then.
+    pub(super) fn give(folder: &Path) {
+        if std::fs::metadata(folder).unwrap().uid() == 0 {
+            chown(folder, Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+    }
+
+    /// Makes a command run as the owner of a folder.
+    pub(super) fn run(command: &mut Command, folder: &Path) {
+        let owner = std::fs::metadata(folder).unwrap();
+        if owner.uid() == NOBODY {
+            command.uid(owner.uid()).gid(owner.gid());
+        }
+    }
+}
+
+#[cfg(not(unix))]
+mod not_root {
+    use std::path::Path;
+    use std::process::Command;
+
+    pub(super) fn give(_folder: &Path) {}
+    pub(super) fn run(_command: &mut Command, _folder: &Path) {}
 }
 
 /// Returns the URL of a server, or of a proxy for it, on this port.

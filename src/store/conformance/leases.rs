@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{shard, unique};
 use crate::store::Scope;
@@ -40,6 +40,7 @@ pub async fn check_leases(store: &dyn LeaseStore) {
     suite.checks_versions().await;
     suite.returns_what_has_changed().await;
     suite.notes_heartbeats().await;
+    suite.keeps_workers_for_their_lease_duration().await;
     suite.saves_by_epoch().await;
     suite.one_of_many_concurrent_steps_is_made().await;
     suite.survives_dropped_exchanges().await;
@@ -50,6 +51,9 @@ pub async fn check_leases(store: &dyn LeaseStore) {
 
 /// The lease duration of workers that are to expire.
 const SHORT: Duration = Duration::from_millis(100);
+
+/// A lease duration of which most passes in the suite.
+const MIDDLE: Duration = Duration::from_secs(1);
 
 /// A lease duration that does not end during the suite.
 const LONG: Duration = Duration::from_mins(10);
@@ -323,6 +327,21 @@ impl LeaseSuite<'_> {
         }
         let never = Step { silent: vec![LastHeartbeat::new("a", "")], ..Step::default() };
         assert!(self.make(&scope, never).await.is_made, "a worker that never renewed is silent");
+    }
+
+    async fn keeps_workers_for_their_lease_duration(&self) {
+        let scope = self.scope("lease duration");
+        let adds = step([(worker("a"), None, Some(WORKER))]);
+        let renewals = vec![renewal("a", WORKER, MIDDLE)];
+        let before = Instant::now();
+        self.ask(&scope, Exchange { step: Some(adds), renewals, known: None }).await;
+        sleep(MIDDLE * 6 / 10).await;
+        let (expired, has_clock) = Self::heartbeats(self.read(&scope).await);
+        // A busy machine may have taken longer than the lease duration.
+        if has_clock && before.elapsed() < MIDDLE {
+            let rule = "a worker does not expire before its lease duration";
+            assert_eq!(expired, [], "{rule}");
+        }
     }
 
     async fn saves_by_epoch(&self) {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::record::ShardId;
 use crate::store::lease::{
-    EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, Heartbeats,
-    LastHeartbeat, Step, workers_of,
+    EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, Heartbeats, LastHeartbeat, Step,
+    workers_of,
 };
 
 /// The number of last versions of which the changes since are known.

@@ -88,7 +88,7 @@ fn steps(exchange: &mut Exchange, change: impl FnOnce(&mut Step)) {
 
 #[tokio::test(start_paused = true)]
 async fn suite_detects_mistakes_in_requests() {
-    let cases: [(Mistake<Exchange>, &str); 7] = [
+    let cases: [(Mistake<Exchange>, &str); 8] = [
         (|it| it.step = None, "a step whose conditions hold is made"),
         (|it| steps(it, |step| step.version = None), "at another version than it names"),
         (|it| steps(it, |step| step.silent.clear()), "is not made after its heartbeat"),
@@ -100,6 +100,10 @@ async fn suite_detects_mistakes_in_requests() {
         (
             |it| it.renewals.iter_mut().for_each(|renewal| renewal.entry = WORKER.into()),
             "so the worker stays silent",
+        ),
+        (
+            |it| it.renewals.iter_mut().for_each(|renewal| renewal.lease_duration /= 2),
+            "a worker does not expire before its lease duration",
         ),
         (|it| steps(it, |step| step.entries.truncate(500)), "1,000 positions are saved at once"),
     ];

@@ -1,7 +1,8 @@
-//! A fleet of worker processes that are killed, suspended and stopped, while Redis restarts with
-//! and without its data.
+//! A fleet of worker processes that are killed, suspended and stopped, while the server of its store
+//! restarts: Redis with and without its data, or PostgreSQL.
 //!
-//! `FLEET_SECONDS` sets the duration in seconds; the default of 60 suits a run of all tests.
+//! `FLEET_SECONDS` sets the duration in seconds; the defaults of 60 for Redis and 30 for PostgreSQL
+//! suit a run of all tests.
 //! `FLEET_SEED` sets the seed of the faults; the default is random.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,18 +12,32 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::StreamExt;
+use kinestream::store::CheckpointStore;
+#[cfg(feature = "testing")]
+use kinestream::store::Leased;
 use kinestream::{Consumer, RedisStore, StartingPosition};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 
 use crate::ferrokinesis_server::{client_of, create_stream, put_numbers, start_kinesis};
+#[cfg(feature = "testing")]
+use crate::postgres::PostgresStore;
+#[cfg(feature = "testing")]
+use crate::postgres_server::PostgresServer;
 use crate::redis_server::RedisServer;
 
 const STREAM: &str = "orders";
 const SHARDS: i32 = 8;
 const WORKERS: usize = 4;
 const LEASE: Duration = Duration::from_secs(2);
+const RENEWAL: Duration = LEASE.checked_div(3).unwrap();
+
+/// The time within which every shard is read again after a worker is killed or suspended, or after
+/// the server has restarted: a lease duration and two renewals, plus an allowance for a poll and a
+/// busy machine.
+const READ_AGAIN: Duration =
+    LEASE.saturating_add(RENEWAL.saturating_mul(2)).saturating_add(Duration::from_millis(1500));
 
 /// The number of records that are put per second.
 const RATE: usize = 200;
@@ -30,6 +45,49 @@ const RATE: usize = 200;
 /// The most records that a fault redelivers: those that one worker acknowledges in two checkpoint
 /// intervals of 100 ms and during a save, or all workers if the store returns empty.
 const MAX_REPEATED: usize = RATE / 2;
+
+/// The server of a store.
+enum Server {
+    Redis(RedisServer),
+    #[cfg(feature = "testing")]
+    Postgres(PostgresServer),
+}
+
+impl Server {
+    fn url(&self) -> String {
+        match self {
+            Self::Redis(server) => server.url(),
+            #[cfg(feature = "testing")]
+            Self::Postgres(server) => server.url(),
+        }
+    }
+
+    fn kill(&mut self) {
+        match self {
+            Self::Redis(server) => server.kill(),
+            #[cfg(feature = "testing")]
+            Self::Postgres(server) => server.kill(),
+        }
+    }
+
+    fn restart(&mut self) {
+        match self {
+            Self::Redis(server) => server.restart(),
+            #[cfg(feature = "testing")]
+            Self::Postgres(server) => server.restart(),
+        }
+    }
+
+    /// Connects to the server at this URL; `None` while it is unreachable.
+    async fn connect(url: &str) -> Option<Arc<dyn CheckpointStore>> {
+        #[cfg(feature = "testing")]
+        if url.starts_with("postgres:") {
+            let store = PostgresStore::connect(url).await.ok()?;
+            return Some(Arc::new(Leased::new(store)));
+        }
+        Some(Arc::new(RedisStore::connect(url).await.ok()?))
+    }
+}
 
 /// The reads of a shard in one epoch: the worker, and the time of each record.
 struct EpochReads {
@@ -62,6 +120,19 @@ impl FleetTally {
                 format!("{} and {worker} both read {shard} in epoch {epoch}", reads.worker);
             self.findings.push(finding);
         }
+    }
+
+    /// Returns the time from `since` until every shard was read again, or `None` if one was not.
+    fn read_again(&self, since: Duration) -> Option<Duration> {
+        let mut first: BTreeMap<&str, Duration> = BTreeMap::new();
+        for ((shard, _), reads) in &self.epoch_reads {
+            for at in reads.read.iter().filter(|at| **at > since) {
+                let first = first.entry(shard).or_insert(*at);
+                *first = (*first).min(*at);
+            }
+        }
+        let is_read = first.len() == usize::try_from(SHARDS).unwrap();
+        is_read.then(|| first.into_values().max().unwrap() - since)
     }
 
     fn repeated(&self) -> usize {
@@ -98,7 +169,7 @@ fn now() -> Duration {
 }
 
 struct Fleet {
-    redis: RedisServer,
+    server: Server,
     port: u16,
     tally: Arc<Mutex<FleetTally>>,
     workers: Vec<(String, Child)>,
@@ -122,9 +193,9 @@ impl Fleet {
             self.allowed_rereads += *self.put.lock().unwrap();
         }
         let mut process = Command::new(std::env::current_exe().unwrap())
-            .args(["redis_fleet::worker", "--exact", "--ignored", "--nocapture"])
+            .args(["fleet::worker", "--exact", "--ignored", "--nocapture"])
             .env("TEST_KINESIS_PORT", self.port.to_string())
-            .env("TEST_REDIS_URL", self.redis.url())
+            .env("TEST_STORE_URL", self.server.url())
             .env("TEST_WORKER", &name)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -154,24 +225,28 @@ impl Fleet {
         );
     }
 
-    /// Runs a random fault, and returns its description.
-    async fn inject_fault(&mut self, rng: &mut fastrand::Rng) -> &'static str {
+    /// Runs a random fault. Returns its description and, if reading is to resume within
+    /// [`READ_AGAIN`], the time from which this counts.
+    async fn inject_fault(&mut self, rng: &mut fastrand::Rng) -> (&'static str, Option<Duration>) {
         let worker = rng.usize(..self.workers.len());
-        let what = match rng.u8(..7) {
+        let faults = if matches!(self.server, Server::Redis(_)) { 7 } else { 6 };
+        match rng.u8(..faults) {
             0 | 1 => {
                 self.workers[worker].1.kill().await.unwrap();
+                let killed = now();
                 self.workers.remove(worker);
                 sleep(LEASE * rng.u32(0..3) / 2).await;
                 self.start_worker();
-                "a worker is killed, and another one starts"
+                ("a worker is killed, and another one starts", Some(killed))
             }
             2 | 3 => {
                 self.signal(worker, "-STOP");
+                let suspended = now();
                 let name = self.workers[worker].0.clone();
                 *self.tally.lock().unwrap().suspended.entry(name).or_default() += 1;
                 sleep(LEASE * rng.u32(1..6) / 2).await;
                 self.signal(worker, "-CONT");
-                "a worker is suspended"
+                ("a worker is suspended", Some(suspended))
             }
             4 => {
                 let (_name, mut process) = self.workers.remove(worker);
@@ -181,46 +256,69 @@ impl Fleet {
                     "expected the worker to exit when its input ends"
                 );
                 self.start_worker();
-                "a worker stops, and another one starts"
+                ("a worker stops, and another one starts", None)
             }
             5 => {
-                self.redis.kill();
+                self.server.kill();
                 sleep(LEASE * rng.u32(0..6) / 2).await;
-                self.redis.restart();
-                "Redis restarts"
+                self.server.restart();
+                ("the server restarts", Some(now()))
             }
             _ => {
-                // The newest worker may not have connected to Redis yet.
-                if self.last_start.elapsed() < LEASE {
-                    self.allowed_rereads += *self.put.lock().unwrap();
-                }
-                self.redis.kill();
-                sleep(LEASE * rng.u32(0..4) / 2).await;
-                self.redis.forget();
-                let began = now();
-                self.redis.restart();
-                self.last_forgotten = Some(Instant::now());
-                let forgotten = (began, now() + LEASE);
-                self.tally.lock().unwrap().data_losses.push(forgotten);
-                "Redis restarts without its data"
+                self.lose_data(rng).await;
+                ("the server restarts without its data", None)
             }
+        }
+    }
+
+    async fn lose_data(&mut self, rng: &mut fastrand::Rng) {
+        // The newest worker may not have connected to Redis yet.
+        if self.last_start.elapsed() < LEASE {
+            self.allowed_rereads += *self.put.lock().unwrap();
+        }
+        self.server.kill();
+        sleep(LEASE * rng.u32(0..4) / 2).await;
+        let Server::Redis(redis) = &mut self.server else {
+            unreachable!("only Redis loses its data");
         };
-        sleep(Duration::from_millis(rng.u64(0..4000))).await;
-        what
+        redis.forget();
+        let began = now();
+        redis.restart();
+        self.last_forgotten = Some(Instant::now());
+        let forgotten = (began, now() + LEASE);
+        self.tally.lock().unwrap().data_losses.push(forgotten);
+    }
+
+    /// Waits until every shard was read again after a fault, and notes a finding if that took too
+    /// long. Returns the time that it took.
+    async fn resumes(&self, what: &str, since: Duration) -> Duration {
+        loop {
+            let read_again = self.tally.lock().unwrap().read_again(since);
+            let took = read_again.unwrap_or_else(|| now() - since);
+            if read_again.is_none() && took < 2 * READ_AGAIN {
+                sleep(Duration::from_millis(20)).await;
+                continue;
+            }
+            if took > READ_AGAIN {
+                let finding = format!("every shard was read again {took:?} after: {what}");
+                self.tally.lock().unwrap().findings.push(finding);
+            }
+            return took;
+        }
     }
 }
 
 /// A worker process that prints one line per record. It closes its consumer when its input ends.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "run by fleet_with_faults_loses_no_record as a separate process"]
+#[ignore = "run by the tests below as a separate process"]
 async fn worker() {
     let port = std::env::var("TEST_KINESIS_PORT").unwrap().parse().unwrap();
-    let url = std::env::var("TEST_REDIS_URL").unwrap();
+    let url = std::env::var("TEST_STORE_URL").unwrap();
     let store = loop {
-        // Redis may be restarting.
-        match RedisStore::connect(&url).await {
-            Ok(store) => break store,
-            Err(_error) => sleep(Duration::from_millis(100)).await,
+        // The server may be restarting.
+        match Server::connect(&url).await {
+            Some(store) => break store,
+            None => sleep(Duration::from_millis(100)).await,
         }
     };
     let consumer = Consumer::builder(client_of(port), STREAM)
@@ -257,8 +355,20 @@ async fn worker() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fleet_with_faults_loses_no_record() {
-    let seconds = std::env::var("FLEET_SECONDS").map_or(60, |seconds| seconds.parse().unwrap());
+async fn fleet_on_redis_with_faults_loses_no_record() {
+    let server = RedisServer::start(&["--appendonly", "yes", "--appendfsync", "always"]);
+    loses_no_record(Server::Redis(server), 60).await;
+}
+
+#[cfg(feature = "testing")]
+#[tokio::test(flavor = "multi_thread")]
+async fn fleet_on_postgres_with_faults_loses_no_record() {
+    loses_no_record(Server::Postgres(PostgresServer::start()), 30).await;
+}
+
+async fn loses_no_record(server: Server, seconds: u64) {
+    let seconds =
+        std::env::var("FLEET_SECONDS").map_or(seconds, |seconds| seconds.parse().unwrap());
     let seed = std::env::var("FLEET_SEED")
         .map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
     println!("FLEET_SEED={seed}");
@@ -266,7 +376,7 @@ async fn fleet_with_faults_loses_no_record() {
     let (client, port) = start_kinesis().await.unwrap();
     create_stream(&client, STREAM, SHARDS).await.unwrap();
     let mut fleet = Fleet {
-        redis: RedisServer::start(&["--appendonly", "yes", "--appendfsync", "always"]),
+        server,
         port,
         tally: Arc::default(),
         workers: Vec::new(),
@@ -291,11 +401,18 @@ async fn fleet_with_faults_loses_no_record() {
             }
         }
     });
+    while fleet.tally.lock().unwrap().read_again(Duration::ZERO).is_none() {
+        sleep(Duration::from_millis(20)).await;
+    }
     let end = Instant::now() + Duration::from_secs(seconds);
-    let mut happened = 0;
+    let (mut happened, mut longest) = (0, Duration::ZERO);
     let mut repeated = 0;
     while Instant::now() < end {
-        let what = fleet.inject_fault(&mut rng).await;
+        let (what, since) = fleet.inject_fault(&mut rng).await;
+        if let Some(since) = since {
+            longest = longest.max(fleet.resumes(what, since).await);
+        }
+        sleep(Duration::from_millis(rng.u64(0..4000))).await;
         happened += 1;
         let before = std::mem::replace(&mut repeated, fleet.tally.lock().unwrap().repeated());
         if repeated > before + MAX_REPEATED {
@@ -324,7 +441,7 @@ async fn fleet_with_faults_loses_no_record() {
     let (late, excused) = tally.late();
     println!(
         "{put} records, {} workers, {happened} faults: {} redelivered, {late:?} late, {excused} late \
-         after a loss of data in Redis",
+         after a loss of data, all read again after at most {longest:.1?}",
         fleet.begun,
         tally.repeated(),
     );
