@@ -1,34 +1,26 @@
-//! A store with leases in PostgreSQL, and two workers that share the shards of a stream through it.
-//! Kinesis runs in this process.
+//! A store with leases in PostgreSQL 14 or newer, and two workers that share a stream through it.
 //!
-//! A step is a transaction, and so is a save of positions. All other requests are single statements.
-//! Versions and times are microseconds since 1970 by the clock of PostgreSQL.
+//!     cargo run --features testing --example postgres_store -- postgres://user:password@host/database
+//!
+//! Steps and saves are transactions. Versions and times are microseconds by the clock of PostgreSQL.
 
 #[path = "support/two_workers.rs"]
-mod two_workers;
+pub(crate) mod two_workers;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{
-    Client, GenericClient, Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime,
-    Transaction,
+    Client, GenericClient, Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Transaction,
 };
 use futures::future::{BoxFuture, FutureExt};
 use kinestream::store::lease::{
     EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, Heartbeats, LastHeartbeat, Renewal,
-    Step,
 };
-use kinestream::store::{LeaseStore, Leased, Scope};
+use kinestream::store::{LeaseStore, Leased, Scope, lease::Step};
 use kinestream::{Error, ErrorKind, Result};
-use tokio_postgres::types::ToSql;
-use tokio_postgres::{Config, NoTls, Row};
-
-const USAGE: &str = "\
-usage: cargo run --features testing --example postgres_store -- postgres://USER:PASSWORD@HOST/DATABASE
-A server to try it: docker run --rm -p 5432:5432 -e POSTGRES_PASSWORD=secret postgres
-Its URL: postgres://postgres:secret@127.0.0.1/postgres";
+use tokio_postgres::{Config, NoTls, Row, types::ToSql};
 
 /// A row is an entry with the last version that changed it and the heartbeat of a worker, or it is
 /// a step. Deleted entries and steps have no content, and are kept for ten minutes.
@@ -89,38 +81,32 @@ DELETE FROM kinestream WHERE scope = $1 AND content IS NULL AND version < $2::bi
 
 /// Keeps leases and positions in PostgreSQL.
 #[derive(Debug, Clone)]
-pub(crate) struct PostgresStore {
-    pool: Pool,
-}
+pub(crate) struct PostgresStore(Pool);
 
 impl PostgresStore {
     /// Connects to a database, and creates the table. Across a network, replace `NoTls`.
     pub(crate) async fn connect(url: &str) -> std::result::Result<Self, two_workers::Failure> {
         let mut config: Config = url.parse()?;
         // A worker that is suspended in a transaction, or is gone, keeps its locks for one second.
-        let limits =
-            "-c idle_in_transaction_session_timeout=1s -c client_connection_check_interval=1s";
-        let isolation = "-c default_transaction_isolation=read\\ committed";
-        config.options(format!("{limits} -c statement_timeout=5s {isolation}"));
+        config.options(
+            "-c statement_timeout=5s -c idle_in_transaction_session_timeout=1s \
+             -c client_connection_check_interval=1s -c default_transaction_isolation=read\\ committed",
+        );
         // A dropped call may leave a connection that hangs. A check replaces it.
         let verified = ManagerConfig { recycling_method: RecyclingMethod::Verified };
         let [call, check] = [5000, 500].map(|millis| Some(Duration::from_millis(millis)));
         let pool = Pool::builder(Manager::from_config(config, NoTls, verified)).max_size(8);
         let pool = pool.wait_timeout(call).create_timeout(call).recycle_timeout(check);
-        let store = Self { pool: pool.runtime(Runtime::Tokio1).build()? };
-        store.client().await?.batch_execute(TABLE).await.map_err(failure)?;
+        let store = Self(pool.runtime(deadpool_postgres::Runtime::Tokio1).build()?);
+        store.0.get().await?.batch_execute(TABLE).await.map_err(failure)?;
         Ok(store)
-    }
-
-    async fn client(&self) -> Result<Client> {
-        self.pool.get().await.map_err(failure)
     }
 }
 
 impl LeaseStore for PostgresStore {
     fn exchange<'a>(&'a self, scope: &'a Scope, exchange: &'a Exchange) -> Call<'a, Exchanged> {
         async move {
-            let mut client = self.client().await?;
+            let mut client = self.0.get().await.map_err(failure)?;
             let expired = query(&client, EXPIRED, scope, &[]).await?;
             let last = |row: &Row| LastHeartbeat::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
             let heartbeats = Heartbeats::Expired(expired.iter().map(last).collect());
@@ -149,21 +135,21 @@ impl LeaseStore for PostgresStore {
         saves: &'a [FencedSave],
     ) -> Call<'a, Vec<FencedOutcome>> {
         async move {
-            let mut client = self.client().await?;
+            let mut client = self.0.get().await.map_err(failure)?;
             let transaction = client.transaction().await.map_err(failure)?;
             let keys = saves.iter().map(|save| EntryKey::Position(save.shard.clone()));
             let mut stored = read(&transaction, scope, keys.collect()).await?;
-            let (mut outcomes, mut saved) = (Vec::new(), Vec::new());
+            let (mut outcomes, mut rows) = (Vec::new(), Vec::new());
             for save in saves {
                 let keys = [EntryKey::Lease, EntryKey::Position].map(|key| key(save.shard.clone()));
                 let [lease, position] = keys.map(|key| stored.remove(&key)?.0);
                 let is_saved = save.is_met(lease.as_deref(), position.as_deref());
                 let position = if is_saved { Some(save.text.clone()) } else { position };
-                saved.extend(is_saved.then(|| (save.shard.as_str(), &*save.text)));
+                let change = (("position", save.shard.as_str()), Some(&*save.text));
+                rows.extend(is_saved.then_some(change));
                 outcomes.push(FencedOutcome::new(is_saved, lease, position));
             }
-            let saved = saved.into_iter().map(|(shard, text)| (("position", shard), Some(text)));
-            write(transaction, scope, None, saved.collect()).await?;
+            write(transaction, scope, None, rows).await?;
             Ok(outcomes)
         }
         .boxed()
@@ -183,23 +169,19 @@ async fn make(client: &mut Client, scope: &Scope, step: Option<&Step>) -> Result
     let row = query(&transaction, VERSION, scope, &[&None::<i64>]).await?.remove(0);
     let (now, version): (i64, i64) = (row.get(0), row.get(1));
     let silent = step.silent.iter().map(|last| EntryKey::Worker(last.worker.clone()));
-    let keys: Vec<_> = step.entries.iter().map(|it| it.key.clone()).chain(silent).collect();
-    let mut stored = read(&transaction, scope, keys.clone()).await?;
-    for key in keys {
-        stored.entry(key).or_default();
-    }
+    let keys = step.entries.iter().map(|change| change.key.clone()).chain(silent);
+    let stored = read(&transaction, scope, keys.collect()).await?;
     let mark = |worker: &Arc<str>| &*stored[&EntryKey::Worker(worker.clone())].1;
     if !step.is_met(version.unsigned_abs(), |key| stored[key].0.as_deref(), mark) {
         return Ok(Some(stored));
     }
     let version = now.max(version + 1);
-    let name = version.to_string();
-    let changes = step.changes().map(|change| (change.key.parts(), change.text.as_deref()));
-    let mut changes: Vec<_> = changes.collect();
-    if !changes.is_empty() {
-        changes.push((("step", &name), None));
+    let step_name = version.to_string();
+    let mut rows: Vec<_> = step.changes().map(|it| (it.key.parts(), it.text.as_deref())).collect();
+    if !rows.is_empty() {
+        rows.push((("step", &step_name), None));
         query(&transaction, FORGET, scope, &[&version]).await?;
-        write(transaction, scope, Some(version), changes).await?;
+        write(transaction, scope, Some(version), rows).await?;
     }
     Ok(None)
 }
@@ -209,16 +191,17 @@ async fn read(transaction: &Transaction<'_>, scope: &Scope, keys: Vec<EntryKey>)
     // The first read waits for locks. The second one shows what was inserted meanwhile.
     query(transaction, READ, scope, &[&kinds, &names]).await?;
     let rows = query(transaction, READ, scope, &[&kinds, &names]).await?;
-    Ok(entries(&rows).collect())
+    let absent = keys.iter().map(|key| (key.clone(), (None, String::new())));
+    Ok(absent.chain(entries(&rows)).collect())
 }
 
 async fn write(
     transaction: Transaction<'_>,
     scope: &Scope,
     version: Option<i64>,
-    changes: Vec<((&str, &str), Option<&str>)>,
+    rows: Vec<((&str, &str), Option<&str>)>,
 ) -> Result<()> {
-    let (keys, texts): (Vec<_>, Vec<_>) = changes.into_iter().unzip();
+    let (keys, texts): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
     let (kinds, names): (Vec<_>, Vec<_>) = keys.into_iter().unzip();
     query(&transaction, WRITE, scope, &[&kinds, &names, &texts, &version]).await?;
     transaction.commit().await.map_err(failure)
@@ -245,8 +228,7 @@ async fn query(
 
 fn failure(error: impl Into<PoolError>) -> Error {
     let error = error.into();
-    let cause = if let PoolError::Backend(cause) = &error { Some(cause) } else { None };
-    let refusal = cause.and_then(tokio_postgres::Error::as_db_error);
+    let refusal = if let PoolError::Backend(cause) = &error { cause.as_db_error() } else { None };
     let message = refusal.map_or_else(|| error.to_string(), ToString::to_string);
     // A user, database or table is wrong: reported at once. All else is retried.
     let code = refusal.map_or("", |refusal| refusal.code().code());
@@ -260,7 +242,8 @@ async fn main() {
     let url = std::env::args().nth(1).unwrap_or_default();
     let read = async { two_workers::read(Leased::new(PostgresStore::connect(&url).await?)).await };
     if let Err(error) = read.await {
-        eprintln!("{error}\n\n{USAGE}");
+        eprintln!("{error}\n\nusage: postgres_store postgres://USER:PASSWORD@HOST/DATABASE");
+        eprintln!("to try it: docker run --rm -p 5432:5432 -e POSTGRES_PASSWORD=secret postgres");
         std::process::exit(1);
     }
 }

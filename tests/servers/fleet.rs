@@ -132,7 +132,7 @@ impl FleetTally {
             }
         }
         let is_read = first.len() == usize::try_from(SHARDS).unwrap();
-        is_read.then(|| first.into_values().max().unwrap() - since)
+        is_read.then(|| first.into_values().max().unwrap().saturating_sub(since))
     }
 
     fn repeated(&self) -> usize {
@@ -294,7 +294,7 @@ impl Fleet {
     async fn resumes(&self, what: &str, since: Duration) -> Duration {
         loop {
             let read_again = self.tally.lock().unwrap().read_again(since);
-            let took = read_again.unwrap_or_else(|| now() - since);
+            let took = read_again.unwrap_or_else(|| now().saturating_sub(since));
             if read_again.is_none() && took < 2 * READ_AGAIN {
                 sleep(Duration::from_millis(20)).await;
                 continue;

@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use tokio_postgres::{Client, NoTls};
 
 use crate::alike;
-use crate::postgres::PostgresStore;
+use crate::postgres::{PostgresStore, two_workers};
 use crate::postgres_server::{self, PostgresServer};
 use crate::proxy::{Mode, Proxy};
 use crate::redis_store::shard;
@@ -81,6 +81,12 @@ fn postgres_store_answers_like_memory_store() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let store = runtime.block_on(PostgresStore::connect(&server.url())).unwrap();
     alike::answers_like_memory_store(&runtime, &store, 100);
+}
+
+#[tokio::test]
+async fn two_workers_of_the_example_share_a_stream() {
+    let (_server, store) = connected().await;
+    two_workers::read(Leased::new(store)).await.unwrap();
 }
 
 #[tokio::test]

@@ -278,7 +278,8 @@ impl LastHeartbeat {
 pub enum Heartbeats {
     /// The store has a clock. These workers had expired by it before the request: no heartbeat was
     /// noted for the lease duration of the last one. A worker of which none was ever noted has
-    /// expired. If the clock goes back, a worker expires at most one lease duration later.
+    /// expired. If the clock goes back, a worker expires at most one lease duration later, and not
+    /// at once.
     Expired(Vec<LastHeartbeat>),
     /// The store has no clock. These are the last heartbeats of all workers before the request.
     /// Each caller observes by its own clock for how long a mark stays the same.
@@ -298,11 +299,13 @@ pub struct Exchanged {
     /// True if `entries` are all entries; false if they are the changed ones.
     pub is_whole: bool,
     /// The entries that have changed since the known version, each with its present text, or `None`
-    /// if it does not exist. A position is included if a step has changed the lease or the position
-    /// of its shard. All entries are returned if none is known, or if the store is not certain to
-    /// have had the known version: it may have lost steps.
+    /// if it was deleted. A position that exists is included if a step has changed the lease of its
+    /// shard, since saves change positions without a version. All entries that exist are returned if
+    /// no version is known, or if the store is not certain to have had the known version: it may have
+    /// lost steps.
     ///
-    /// If the step was not made, the present texts of all its entries are included.
+    /// If the step was not made, the present texts of all its entries are included, `None` for those
+    /// that do not exist.
     pub entries: Vec<(EntryKey, Option<Arc<str>>)>,
     /// The heartbeats.
     pub heartbeats: Heartbeats,

@@ -27,7 +27,7 @@ pub(super) enum Deployment {
 }
 
 pub(super) enum Servers {
-    Redis(RedisServers),
+    Redis(Box<RedisServers>),
     Postgres(Postgres),
 }
 
@@ -35,7 +35,7 @@ impl Servers {
     pub(super) async fn start(by: Deployment) -> Self {
         match by {
             Deployment::Postgres => Self::Postgres(Postgres::start()),
-            by => Self::Redis(RedisServers::start(by).await),
+            by => Self::Redis(Box::new(RedisServers::start(by).await)),
         }
     }
 
