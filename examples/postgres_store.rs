@@ -20,7 +20,7 @@ use kinestream::store::lease::{
 };
 use kinestream::store::{LeaseStore, Leased, Scope, lease::Step};
 use kinestream::{Error, ErrorKind, Result};
-use tokio_postgres::{Config, NoTls, Row, types::ToSql};
+use tokio_postgres::{Config, NoTls, Row, error::DbError, types::ToSql};
 
 /// A row is an entry with the last version that changed it and the heartbeat of a worker, or it is
 /// a step. Deleted entries and steps have no content, and are kept for ten minutes.
@@ -98,7 +98,7 @@ impl PostgresStore {
         let pool = Pool::builder(Manager::from_config(config, NoTls, verified)).max_size(8);
         let pool = pool.wait_timeout(call).create_timeout(call).recycle_timeout(check);
         let store = Self(pool.runtime(deadpool_postgres::Runtime::Tokio1).build()?);
-        store.0.get().await?.batch_execute(TABLE).await.map_err(failure)?;
+        store.0.get().await.map_err(failure)?.batch_execute(TABLE).await.map_err(failure)?;
         Ok(store)
     }
 }
@@ -228,9 +228,10 @@ async fn query(
 
 fn failure(error: impl Into<PoolError>) -> Error {
     let error = error.into();
-    let refusal = if let PoolError::Backend(cause) = &error { cause.as_db_error() } else { None };
-    let message = refusal.map_or_else(|| error.to_string(), ToString::to_string);
+    let cause = std::iter::successors(std::error::Error::source(&error), |it| it.source()).last();
+    let message = cause.map_or_else(|| error.to_string(), ToString::to_string);
     // A user, database or table is wrong: reported at once. All else is retried.
+    let refusal = cause.and_then(|cause| cause.downcast_ref::<DbError>());
     let code = refusal.map_or("", |refusal| refusal.code().code());
     let is_lasting = ["28", "3D", "42"].iter().any(|class| code.starts_with(class));
     let kind = if is_lasting { ErrorKind::Configuration } else { ErrorKind::StoreUnavailable };

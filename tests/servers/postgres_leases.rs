@@ -223,6 +223,7 @@ async fn lost_connections_are_replaced() {
     server.kill();
     let error = store.exchange(&scope(), &Exchange::default()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error}");
+    assert!(error.to_string().contains("Connection refused"), "{error}");
     server.restart();
     assert_eq!(made(&store, request(None, [])).await.version, version);
 }
