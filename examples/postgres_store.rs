@@ -88,10 +88,9 @@ impl PostgresStore {
     pub(crate) async fn connect(url: &str) -> std::result::Result<Self, two_workers::Failure> {
         let mut config: Config = url.parse()?;
         // A worker that is suspended in a transaction, or is gone, keeps its locks for one second.
-        config.options(
-            "-c statement_timeout=5s -c idle_in_transaction_session_timeout=1s \
-             -c client_connection_check_interval=1s -c default_transaction_isolation=read\\ committed",
-        );
+        let limits = "-c statement_timeout=5s -c idle_in_transaction_session_timeout=1s \
+             -c client_connection_check_interval=1s -c default_transaction_isolation=read\\ committed";
+        config.options(limits);
         // A dropped call may leave a connection that hangs. A check replaces it.
         let verified = ManagerConfig { recycling_method: RecyclingMethod::Verified };
         let [call, check] = [5000, 500].map(|millis| Some(Duration::from_millis(millis)));
@@ -122,8 +121,10 @@ impl LeaseStore for PostgresStore {
             let mut answer = Exchanged::new(row.get::<_, i64>(1).unsigned_abs(), heartbeats);
             (answer.is_made, answer.is_whole) = (refused.is_none(), known.is_none());
             answer.time = Some(Duration::from_micros(row.get::<_, i64>(0).unsigned_abs()));
-            let entries = entries(&changed).chain(refused.into_iter().flatten());
-            answer.entries = entries.map(|(key, (text, _))| (key, text)).collect();
+            // What was read last counts. The whole table shows a refused step's entries anyway.
+            let mut shown = refused.filter(|_| known.is_some()).unwrap_or_default();
+            shown.extend(entries(&changed));
+            answer.entries = shown.into_iter().map(|(key, (text, _))| (key, text)).collect();
             Ok(answer)
         }
         .boxed()
@@ -191,8 +192,7 @@ async fn read(transaction: &Transaction<'_>, scope: &Scope, keys: Vec<EntryKey>)
     // The first read waits for locks. The second one shows what was inserted meanwhile.
     query(transaction, READ, scope, &[&kinds, &names]).await?;
     let rows = query(transaction, READ, scope, &[&kinds, &names]).await?;
-    let absent = keys.iter().map(|key| (key.clone(), (None, String::new())));
-    Ok(absent.chain(entries(&rows)).collect())
+    Ok(keys.into_iter().map(|key| (key, (None, String::new()))).chain(entries(&rows)).collect())
 }
 
 async fn write(

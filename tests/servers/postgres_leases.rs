@@ -198,9 +198,12 @@ async fn suspended_client_in_a_transaction_delays_others_by_a_second() {
         suspended.exchange(&scope(), &change).await
     });
     let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted";
-    while raw.query_one(locks, &[]).await.unwrap().get::<_, i64>(0) == 0 {
-        sleep(Duration::from_millis(10)).await;
-    }
+    let holds_lock = async {
+        while raw.query_one(locks, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), holds_lock).await.expect("expected the step to hold the lock");
     proxy.set_mode(Mode::Swallow);
     let began = tokio::time::Instant::now();
     let other = request(None, [(lease(1), None, Some("1 b"))]);

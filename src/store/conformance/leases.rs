@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +44,7 @@ pub async fn check_leases(store: &dyn LeaseStore) {
     suite.keeps_workers_for_their_lease_duration().await;
     suite.saves_by_epoch().await;
     suite.one_of_many_concurrent_steps_is_made().await;
+    suite.shows_concurrent_steps_to_all().await;
     suite.survives_dropped_exchanges().await;
     suite.keeps_scopes_apart().await;
     suite.keeps_every_text().await;
@@ -113,7 +115,12 @@ impl LeaseSuite<'_> {
 
     async fn ask(&self, scope: &Scope, exchange: Exchange) -> Exchanged {
         match self.store.exchange(scope, &exchange).await {
-            Ok(answer) => answer,
+            Ok(answer) => {
+                let keys: BTreeSet<&EntryKey> = answer.entries.iter().map(|(key, _)| key).collect();
+                let rule = "an answer has each entry once";
+                assert_eq!(keys.len(), answer.entries.len(), "{rule}: {answer:?}");
+                answer
+            }
             Err(error) => panic!("an exchange succeeds on a healthy store: {error}"),
         }
     }
@@ -399,6 +406,46 @@ impl LeaseSuite<'_> {
         let made = futures::future::join_all(steps).await;
         // A store may report a conflict of steps that have none; the crate repeats them.
         assert!(made.iter().any(|it| it.is_made), "steps of different entries are made");
+    }
+
+    /// Lets several readers make steps of the same entries at the same time. In the end, each knows
+    /// the table by what has changed since its last answer.
+    async fn shows_concurrent_steps_to_all(&self) {
+        let scope = &self.scope("readers");
+        let read = |texts: &mut BTreeMap<EntryKey, Arc<str>>, answer: Exchanged| {
+            if answer.is_whole {
+                texts.clear();
+            }
+            for (key, text) in answer.entries {
+                match text {
+                    Some(text) => texts.insert(key, text),
+                    None => texts.remove(&key),
+                };
+            }
+            Some(answer.version)
+        };
+        let readers = (0..4_usize).map(|reader| async move {
+            let (mut texts, mut known) = (BTreeMap::new(), None);
+            for round in 0..20_usize {
+                let key = lease((reader + round) % 3);
+                let text: Arc<str> = lease_text(4 * round as u64 + reader as u64).into();
+                let text = Some(text).filter(|_| round % 4 > 0);
+                let change = EntryChange::new(key.clone(), texts.get(&key).cloned(), text);
+                let step = Some(Step { entries: vec![change], ..Step::default() });
+                let renewals = Vec::new();
+                let answer = self.ask(scope, Exchange { step, renewals, known }).await;
+                known = read(&mut texts, answer);
+            }
+            (texts, known)
+        });
+        let readers = futures::future::join_all(readers).await;
+        let mut present = BTreeMap::new();
+        read(&mut present, self.read(scope).await);
+        for (mut texts, known) in readers {
+            let answer = self.ask(scope, Exchange { known, ..Exchange::default() }).await;
+            read(&mut texts, answer);
+            assert_eq!(texts, present, "changes since the known version complete what is known");
+        }
     }
 
     async fn survives_dropped_exchanges(&self) {

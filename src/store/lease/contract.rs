@@ -305,7 +305,8 @@ pub struct Exchanged {
     /// lost steps.
     ///
     /// If the step was not made, the present texts of all its entries are included, `None` for those
-    /// that do not exist.
+    /// that do not exist. These are as new as the version too: a text that was compared earlier may
+    /// have changed since. No entry occurs twice.
     pub entries: Vec<(EntryKey, Option<Arc<str>>)>,
     /// The heartbeats.
     pub heartbeats: Heartbeats,

@@ -114,7 +114,7 @@ async fn suite_detects_mistakes_in_requests() {
 
 #[tokio::test(start_paused = true)]
 async fn suite_detects_mistakes_in_answers() {
-    let cases: [(Mistake<Exchanged>, &str); 6] = [
+    let cases: [(Mistake<Exchanged>, &str); 7] = [
         (|it| it.is_made = true, "is not as expected if it must not exist"),
         (|it| it.is_whole = false, "the whole table is returned if none is known"),
         (|it| it.version = 7, "an unused scope has version 0"),
@@ -123,6 +123,7 @@ async fn suite_detects_mistakes_in_answers() {
             |it| it.entries.retain(|(key, _)| !matches!(key, EntryKey::Position(_)) || it.is_whole),
             "the position of a changed lease is included",
         ),
+        (|it| it.entries.extend(it.entries.first().cloned()), "an answer has each entry once"),
         (|it| it.heartbeats = Heartbeats::Expired(Vec::new()), "so the worker stays silent"),
     ];
     for (answer, rule) in cases {
