@@ -408,10 +408,15 @@ impl LeaseSuite<'_> {
         assert!(made.iter().any(|it| it.is_made), "steps of different entries are made");
     }
 
-    /// Lets several readers make steps of the same entries at the same time. In the end, each knows
-    /// the table by what has changed since its last answer.
+    /// Lets several readers make steps of the same entries at the same time. Each knows the table by
+    /// what has changed since its last answer.
     async fn shows_concurrent_steps_to_all(&self) {
-        let scope = &self.scope("readers");
+        for run in 0..10 {
+            self.shows_concurrent_steps(&self.scope(&format!("readers {run}"))).await;
+        }
+    }
+
+    async fn shows_concurrent_steps(&self, scope: &Scope) {
         let read = |texts: &mut BTreeMap<EntryKey, Arc<str>>, answer: Exchanged| {
             if answer.is_whole {
                 texts.clear();
@@ -426,13 +431,15 @@ impl LeaseSuite<'_> {
         };
         let readers = (0..4_usize).map(|reader| async move {
             let (mut texts, mut known) = (BTreeMap::new(), None);
-            for round in 0..20_usize {
+            for round in 0..6_usize {
                 let key = lease((reader + round) % 3);
                 let text: Arc<str> = lease_text(4 * round as u64 + reader as u64).into();
                 let text = Some(text).filter(|_| round % 4 > 0);
                 let change = EntryChange::new(key.clone(), texts.get(&key).cloned(), text);
                 let step = Some(Step { entries: vec![change], ..Step::default() });
-                let renewals = Vec::new();
+                // Other steps are likely to be made while these are looked up.
+                let renewals = (0..8).map(|index| renewal(&index.to_string(), WORKER, LONG));
+                let renewals = renewals.collect();
                 let answer = self.ask(scope, Exchange { step, renewals, known }).await;
                 known = read(&mut texts, answer);
             }
