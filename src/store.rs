@@ -3,8 +3,8 @@
 //! # A store of your own
 //!
 //! Implement the two required methods of [`CheckpointStore`] and run [`conformance::check`] on the
-//! store in a test. Such a store keeps positions only, so each worker reads all shards; to share
-//! shards among workers, see [`lease`]. It does not keep the first sequence number of a shard. If a
+//! store in a test. Such a store keeps positions only, so each worker reads all shards. To share
+//! shards among workers, [implement `LeaseStore`](lease#a-store-of-your-own) instead. The store does not keep the first sequence number of a shard. If a
 //! stream is deleted and created again under the same name, a stored `SHARD_END` also applies to
 //! the new shard of the same id, and that shard is not read. Delete the stored positions before you
 //! create the stream again. A complete store that keeps its positions in files:
@@ -202,6 +202,7 @@ pub mod conformance;
 mod dynamodb;
 mod guarded_store;
 pub mod lease;
+mod leased;
 mod memory;
 #[cfg(feature = "redis")]
 mod redis;
@@ -226,6 +227,7 @@ use crate::record::ShardId;
 pub use dynamodb::DynamoDbStore;
 pub(crate) use guarded_store::GuardedStore;
 pub use lease::LeaseStore;
+pub use leased::Leased;
 pub use memory::MemoryStore;
 #[cfg(feature = "redis")]
 pub use redis::RedisStore;

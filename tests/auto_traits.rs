@@ -3,7 +3,7 @@
 
 use std::pin::Pin;
 
-use kinestream::store::{Scope, lease};
+use kinestream::store::{Leased, Scope, lease};
 use kinestream::{
     AckFilter, Acker, ApplicationStatus, Batches, BufferByKey, Checkpoint, CheckpointOn, Consumer,
     ConsumerBuilder, Decode, DecodeError, Decoded, EncryptionType, EndingPosition, Error,
@@ -36,6 +36,7 @@ fn public_types_keep_their_auto_traits() {
     assert_all::<Health>();
     assert_all::<InFlightLimit>();
     assert_all::<MemoryStore>();
+    assert_all::<Leased<MemoryStore>>();
     assert_all::<OnTrimmed>();
     assert_all::<ShardOrdering>();
     assert_all::<Record>();

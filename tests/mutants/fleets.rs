@@ -61,9 +61,9 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "a position is accepted from any epoch",
-        file: "store/memory/entries.rs",
-        right: "epoch == Some(save.epoch.to_string().as_str())\n            &&",
-        wrong: "epoch.is_some()\n            &&",
+        file: "store/lease/contract.rs",
+        right: "epoch == Some(self.epoch.to_string().as_str()) && position",
+        wrong: "epoch.is_some() && position",
         breaks: &["NoZombies"],
     },
     Mistake {

@@ -205,7 +205,7 @@ static WOVEN: LazyLock<Woven> = LazyLock::new(|| {
 const LIBRARY: &str = "kinestream";
 
 /// The suites, each with the bugs that it must find.
-const LISTS: [(&str, &[Mistake]); 7] = [
+const LISTS: [(&str, &[Mistake]); 8] = [
     ("simulation", reader::MISTAKES),
     ("fleets", fleets::MISTAKES),
     ("servers", servers::MISTAKES),

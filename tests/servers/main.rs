@@ -1,8 +1,10 @@
-//! Tests of the stores and the consumer against a real redis-server and a DynamoDB server. Each test starts its servers.
+//! Tests of stores and of the consumer against a real redis-server, a real PostgreSQL and a DynamoDB
+//! server. Each test starts its servers.
 // Tests and their helpers report failures by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 #![cfg(feature = "redis")]
 
+mod alike;
 #[path = "../support/black_hole.rs"]
 mod black_hole;
 #[cfg(feature = "testing")]
@@ -32,6 +34,7 @@ mod dynamodb_server;
 mod dynamodb_store;
 #[path = "../../examples/support/mod.rs"]
 mod ferrokinesis_server;
+mod fleet;
 mod fleet_tally;
 #[path = "../support/free_port.rs"]
 mod free_port;
@@ -44,6 +47,15 @@ mod leases_alike;
 mod listening;
 #[cfg(feature = "testing")]
 mod nemesis;
+#[cfg(feature = "testing")]
+#[path = "../../examples/postgres_store.rs"]
+#[allow(dead_code)] // The example itself is not run here.
+mod postgres;
+#[cfg(feature = "testing")]
+mod postgres_leases;
+#[cfg(feature = "testing")]
+#[path = "../support/postgres.rs"]
+mod postgres_server;
 #[path = "../support/proxy.rs"]
 mod proxy;
 #[cfg(feature = "testing")]
@@ -55,9 +67,7 @@ mod redis_consumer;
 #[cfg(all(feature = "testing", any(feature = "redis-cluster", feature = "redis-sentinel")))]
 mod redis_failover;
 mod redis_fields;
-mod redis_fleet;
 mod redis_leases;
-mod redis_leases_alike;
 #[cfg(feature = "testing")]
 mod redis_passwords;
 mod redis_refusals;

@@ -1,8 +1,8 @@
-//! Fault injection for `RedisStore`: three workers read from an in-memory Kinesis while the network
-//! and the Redis servers fail.
+//! Fault injection for stores: three workers read from an in-memory Kinesis while the network and the
+//! servers fail.
 //!
-//! Each worker reaches a Redis master with a replica through its own TCP proxies. The workers find
-//! the master at one address, by a sentinel, or as a node of a cluster.
+//! Each worker reaches a Redis master with a replica, or PostgreSQL, through its own TCP proxies. The
+//! workers find the master at one address, by a sentinel, or as a node of a cluster.
 //!
 //! A seed determines the faults and their order. The clock is real, so two runs of one seed differ
 //! in detail. Every time limit is derived from the configured durations.
@@ -11,9 +11,12 @@
 //! - `SEED=7 cargo test --all-features --test servers -- --ignored --nocapture nemesis::one` runs
 //!   one seed and prints its trace;
 //! - `SEEDS=0..100 cargo test --all-features --test servers -- --ignored --nocapture nemesis::many`
-//!   runs a range of seeds. Seeds from 1000 use a sentinel, and seeds from 2000 use a cluster.
+//!   runs a range of seeds. Seeds from 1000 use a sentinel, seeds from 2000 a cluster, and seeds from
+//!   3000 PostgreSQL.
 
 mod faults;
+mod postgres;
+mod redis;
 mod servers;
 mod tally;
 mod worker;
@@ -41,6 +44,9 @@ const BEHIND_A_SENTINEL: Range<u64> = 1000..1004;
 /// The seeds of the regular test run in a cluster.
 #[cfg(feature = "redis-cluster")]
 const IN_A_CLUSTER: Range<u64> = 2000..2004;
+
+/// The seeds of the regular test run with PostgreSQL.
+const ON_POSTGRES: Range<u64> = 3000..3006;
 
 const SIMULATION: Simulation = Simulation { test: "servers", simulate };
 
@@ -83,6 +89,7 @@ fn deployment(seed: u64) -> Deployment {
     match seed / 1000 {
         1 if cfg!(feature = "redis-sentinel") => Deployment::Sentinel,
         2 if cfg!(feature = "redis-cluster") => Deployment::Cluster,
+        3 => Deployment::Postgres,
         _ => Deployment::Address,
     }
 }
@@ -102,6 +109,11 @@ fn sentinel_faults_lose_no_record_and_stop_no_shard() {
 #[test]
 fn cluster_faults_lose_no_record_and_stop_no_shard() {
     SIMULATION.run_seeds(IN_A_CLUSTER);
+}
+
+#[test]
+fn postgres_faults_lose_no_record_and_stop_no_shard() {
+    SIMULATION.run_seeds(ON_POSTGRES);
 }
 
 /// A script of another client loops for longer than a lease duration, so that Redis replies BUSY.
@@ -135,6 +147,7 @@ fn one() {
 /// The participants of a run.
 struct World {
     rng: Rng,
+    deployment: Deployment,
     servers: Servers,
     workers: Vec<Worker>,
     tally: Tally,
@@ -147,7 +160,8 @@ impl World {
         let mut rng = Rng::with_seed(seed);
         let kinesis = Kinesis::new();
         let stream = kinesis.create_stream("orders", SHARDS);
-        let servers = Servers::start(deployment(seed)).await;
+        let deployment = deployment(seed);
+        let servers = Servers::start(deployment).await;
         let tally = Tally::default();
         let acknowledges = rng.bool();
         let mut workers = Vec::new();
@@ -155,7 +169,7 @@ impl World {
             workers.push(Worker::start(index, &kinesis, &servers, acknowledges, &tally).await);
         }
         let writing = tokio::spawn(write(stream, tally.clone()));
-        Self { rng, servers, workers, tally, _kinesis: kinesis, writing }
+        Self { rng, deployment, servers, workers, tally, _kinesis: kinesis, writing }
     }
 
     async fn run(&mut self) {
@@ -168,7 +182,7 @@ impl World {
             if self.tally.is_broken() {
                 return;
             }
-            let fault = Fault::draw(&mut self.rng);
+            let fault = Fault::draw(&mut self.rng, self.deployment);
             // Sometimes the next fault begins before the fleet has recovered from this one.
             self.inject(fault, |rng| rng.u8(..4) > 0).await;
             sleep(Duration::from_millis(self.rng.u64(0..500))).await;

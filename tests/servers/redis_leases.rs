@@ -12,6 +12,7 @@ use kinestream::{Checkpoint, Error, ErrorKind, RedisStore};
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 
+use crate::alike;
 use crate::lease_access::LeaseAccess;
 use crate::redis_server::RedisServer;
 use crate::redis_store::{after, raw, scope, shard, whole_text};
@@ -58,6 +59,14 @@ async fn redis_store_conforms_as_lease_store() {
     conformance::check_leases(&store).await;
     let store: Arc<dyn CheckpointStore> = Arc::new(store);
     assert!(store.leases().is_some());
+}
+
+#[test]
+fn scripts_answer_like_memory_store() {
+    let server = RedisServer::start(&[]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let store = runtime.block_on(RedisStore::connect(&server.url())).unwrap();
+    alike::answers_like_memory_store(&runtime, &store, 500);
 }
 
 #[tokio::test]

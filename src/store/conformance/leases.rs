@@ -3,11 +3,12 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{shard, unique};
 use crate::store::Scope;
@@ -40,8 +41,10 @@ pub async fn check_leases(store: &dyn LeaseStore) {
     suite.checks_versions().await;
     suite.returns_what_has_changed().await;
     suite.notes_heartbeats().await;
+    suite.keeps_workers_for_their_lease_duration().await;
     suite.saves_by_epoch().await;
     suite.one_of_many_concurrent_steps_is_made().await;
+    suite.shows_concurrent_steps_to_all().await;
     suite.survives_dropped_exchanges().await;
     suite.keeps_scopes_apart().await;
     suite.keeps_every_text().await;
@@ -50,6 +53,9 @@ pub async fn check_leases(store: &dyn LeaseStore) {
 
 /// The lease duration of workers that are to expire.
 const SHORT: Duration = Duration::from_millis(100);
+
+/// A lease duration of which most passes in the suite.
+const MIDDLE: Duration = Duration::from_secs(1);
 
 /// A lease duration that does not end during the suite.
 const LONG: Duration = Duration::from_mins(10);
@@ -109,7 +115,12 @@ impl LeaseSuite<'_> {
 
     async fn ask(&self, scope: &Scope, exchange: Exchange) -> Exchanged {
         match self.store.exchange(scope, &exchange).await {
-            Ok(answer) => answer,
+            Ok(answer) => {
+                let keys: BTreeSet<&EntryKey> = answer.entries.iter().map(|(key, _)| key).collect();
+                let rule = "an answer has each entry once";
+                assert_eq!(keys.len(), answer.entries.len(), "{rule}: {answer:?}");
+                answer
+            }
             Err(error) => panic!("an exchange succeeds on a healthy store: {error}"),
         }
     }
@@ -325,6 +336,21 @@ impl LeaseSuite<'_> {
         assert!(self.make(&scope, never).await.is_made, "a worker that never renewed is silent");
     }
 
+    async fn keeps_workers_for_their_lease_duration(&self) {
+        let scope = self.scope("lease duration");
+        let adds = step([(worker("a"), None, Some(WORKER))]);
+        let renewals = vec![renewal("a", WORKER, MIDDLE)];
+        let before = Instant::now();
+        self.ask(&scope, Exchange { step: Some(adds), renewals, known: None }).await;
+        sleep(MIDDLE * 6 / 10).await;
+        let (expired, has_clock) = Self::heartbeats(self.read(&scope).await);
+        // A busy machine may have taken longer than the lease duration.
+        if has_clock && before.elapsed() < MIDDLE {
+            let rule = "a worker does not expire before its lease duration";
+            assert_eq!(expired, [], "{rule}");
+        }
+    }
+
     async fn saves_by_epoch(&self) {
         let scope = self.scope("saves");
         let text = lease_text(7);
@@ -383,6 +409,53 @@ impl LeaseSuite<'_> {
         let made = futures::future::join_all(steps).await;
         // A store may report a conflict of steps that have none; the crate repeats them.
         assert!(made.iter().any(|it| it.is_made), "steps of different entries are made");
+    }
+
+    /// Lets several readers make steps of the same entries at the same time. Each knows the table by
+    /// what has changed since its last answer.
+    async fn shows_concurrent_steps_to_all(&self) {
+        for run in 0..10 {
+            self.shows_concurrent_steps(&self.scope(&format!("readers {run}"))).await;
+        }
+    }
+
+    async fn shows_concurrent_steps(&self, scope: &Scope) {
+        let read = |texts: &mut BTreeMap<EntryKey, Arc<str>>, answer: Exchanged| {
+            if answer.is_whole {
+                texts.clear();
+            }
+            for (key, text) in answer.entries {
+                match text {
+                    Some(text) => texts.insert(key, text),
+                    None => texts.remove(&key),
+                };
+            }
+            Some(answer.version)
+        };
+        let readers = (0..4_usize).map(|reader| async move {
+            let (mut texts, mut known) = (BTreeMap::new(), None);
+            for round in 0..6_usize {
+                let key = lease((reader + round) % 3);
+                let text: Arc<str> = lease_text(4 * round as u64 + reader as u64).into();
+                let text = Some(text).filter(|_| round % 4 > 0);
+                let change = EntryChange::new(key.clone(), texts.get(&key).cloned(), text);
+                let step = Some(Step { entries: vec![change], ..Step::default() });
+                // Other steps are likely to be made while these are looked up.
+                let renewals = (0..8).map(|index| renewal(&index.to_string(), WORKER, LONG));
+                let renewals = renewals.collect();
+                let answer = self.ask(scope, Exchange { step, renewals, known }).await;
+                known = read(&mut texts, answer);
+            }
+            (texts, known)
+        });
+        let readers = futures::future::join_all(readers).await;
+        let mut present = BTreeMap::new();
+        read(&mut present, self.read(scope).await);
+        for (mut texts, known) in readers {
+            let answer = self.ask(scope, Exchange { known, ..Exchange::default() }).await;
+            read(&mut texts, answer);
+            assert_eq!(texts, present, "changes since the known version complete what is known");
+        }
     }
 
     async fn survives_dropped_exchanges(&self) {

@@ -15,7 +15,10 @@ use crate::store::Scope;
 ///
 /// Implemented by [`MemoryStore`](crate::MemoryStore) and `RedisStore`; your own store may
 /// implement it too. A store makes no decisions: it keeps one text for each [`EntryKey`], and one
-/// heartbeat for each worker. [`conformance::check_leases`] tests an implementation.
+/// heartbeat for each worker. [`Step::is_met`], [`Step::changes`] and [`FencedSave::is_met`] compare.
+/// [`Leased`] makes the store a [`CheckpointStore`]. [`conformance::check_leases`] tests it.
+///
+/// [The module page](crate::store::lease#a-store-of-your-own) describes what a store has to consider.
 ///
 /// # Errors
 ///
@@ -28,6 +31,8 @@ use crate::store::Scope;
 /// texts that it replaces, so a call that is repeated does no harm.
 ///
 /// [`conformance::check_leases`]: crate::store::conformance::check_leases
+/// [`CheckpointStore`]: crate::CheckpointStore
+/// [`Leased`]: crate::store::Leased
 pub trait LeaseStore: Debug + Send + Sync + 'static {
     /// Makes a step, renews workers, and returns what has changed.
     ///
@@ -47,7 +52,8 @@ pub trait LeaseStore: Debug + Send + Sync + 'static {
         exchange: &'a Exchange,
     ) -> BoxFuture<'a, Result<Exchanged>>;
 
-    /// Saves positions, each by itself. The outcomes are in the order of the list.
+    /// Saves positions, each by itself. No shard occurs twice. The outcomes are in the order of the
+    /// list.
     ///
     /// A position is saved if the lease entry of its shard has the epoch of the save, and the
     /// position entry has the expected text. The epoch is the first word of a lease entry. Comparing
@@ -95,6 +101,40 @@ pub enum EntryKey {
 }
 
 impl EntryKey {
+    /// Returns the kind of the entry and its name within the kind: `head` with an empty name, or
+    /// `worker`, `lease` or `position` with the name of the worker or the id of the shard.
+    ///
+    /// A store that keeps entries by these texts, and reads them with
+    /// [`from_parts`](Self::from_parts), also keeps those of later versions.
+    ///
+    /// ```
+    /// use kinestream::store::lease::EntryKey;
+    ///
+    /// let key = EntryKey::Worker("host-7".into());
+    /// assert_eq!(key.parts(), ("worker", "host-7"));
+    /// assert_eq!(EntryKey::from_parts("worker", "host-7"), Some(key));
+    /// ```
+    pub fn parts(&self) -> (&'static str, &str) {
+        match self {
+            Self::Head => ("head", ""),
+            Self::Worker(worker) => ("worker", worker),
+            Self::Lease(shard) => ("lease", shard.as_str()),
+            Self::Position(shard) => ("position", shard.as_str()),
+        }
+    }
+
+    /// Creates the key of this kind and name; `None` if they are not the [parts](Self::parts) of a
+    /// key.
+    pub fn from_parts(kind: &str, name: &str) -> Option<Self> {
+        match kind {
+            "head" => name.is_empty().then_some(Self::Head),
+            "worker" => Some(Self::Worker(name.into())),
+            "lease" => name.parse().ok().map(Self::Lease),
+            "position" => name.parse().ok().map(Self::Position),
+            _ => None,
+        }
+    }
+
     /// Returns the shard of a lease or a position.
     pub fn shard(&self) -> Option<&ShardId> {
         match self {
@@ -153,6 +193,33 @@ pub struct Step {
     pub silent: Vec<LastHeartbeat>,
     /// The entries. No key occurs twice.
     pub entries: Vec<EntryChange>,
+}
+
+impl Step {
+    /// Returns true if every condition holds for the version of the table, the texts of its entries,
+    /// and the marks of the last heartbeats of its workers, which are empty for none.
+    ///
+    /// The store calls this inside of the atomic step, or expresses it in conditions of its own.
+    pub fn is_met<T: AsRef<str>, M: AsRef<str>>(
+        &self,
+        version: u64,
+        text: impl Fn(&EntryKey) -> Option<T>,
+        mark: impl Fn(&Arc<str>) -> M,
+    ) -> bool {
+        let is_expected = |change: &EntryChange| {
+            let text = text(&change.key);
+            text.as_ref().map(AsRef::as_ref) == change.expected.as_deref()
+        };
+        self.version.is_none_or(|expected| expected == version)
+            && self.silent.iter().all(|last| mark(&last.worker).as_ref() == &*last.mark)
+            && self.entries.iter().all(|change| change.is_forced || is_expected(change))
+    }
+
+    /// Returns the changes without those that are conditions only. A step with any starts a new
+    /// version.
+    pub fn changes(&self) -> impl Iterator<Item = &EntryChange> {
+        self.entries.iter().filter(|change| change.is_forced || change.text != change.expected)
+    }
 }
 
 /// The change of one entry.
@@ -224,7 +291,8 @@ impl LastHeartbeat {
 pub enum Heartbeats {
     /// The store has a clock. These workers had expired by it before the request: no heartbeat was
     /// noted for the lease duration of the last one. A worker of which none was ever noted has
-    /// expired. If the clock goes back, a worker expires at most one lease duration later.
+    /// expired. If the clock goes back, a worker expires at most one lease duration later, and not
+    /// at once.
     Expired(Vec<LastHeartbeat>),
     /// The store has no clock. These are the last heartbeats of all workers before the request.
     /// Each caller observes by its own clock for how long a mark stays the same.
@@ -244,11 +312,14 @@ pub struct Exchanged {
     /// True if `entries` are all entries; false if they are the changed ones.
     pub is_whole: bool,
     /// The entries that have changed since the known version, each with its present text, or `None`
-    /// if it does not exist. A position is included if a step has changed the lease or the position
-    /// of its shard. All entries are returned if none is known, or if the store is not certain to
-    /// have had the known version: it may have lost steps.
+    /// if it was deleted. A position that exists is included if a step has changed the lease of its
+    /// shard, since saves change positions without a version. All entries that exist are returned if
+    /// no version is known, or if the store is not certain to have had the known version: it may have
+    /// lost steps.
     ///
-    /// If the step was not made, the present texts of all its entries are included.
+    /// If the step was not made, the present texts of all its entries are included, `None` for those
+    /// that do not exist. These are as new as the version too: a text that was compared earlier may
+    /// have changed since. No entry occurs twice.
     pub entries: Vec<(EntryKey, Option<Arc<str>>)>,
     /// The heartbeats.
     pub heartbeats: Heartbeats,
@@ -288,6 +359,23 @@ impl FencedSave {
         text: impl Into<Arc<str>>,
     ) -> Self {
         Self { shard, epoch, expected, text: text.into() }
+    }
+
+    /// Returns true if the position is to be saved, given the texts of the lease and the position of
+    /// the shard.
+    ///
+    /// ```
+    /// use kinestream::store::lease::FencedSave;
+    ///
+    /// let shard = "shardId-000000000000".parse()?;
+    /// let save = FencedSave::new(shard, 7, None, "TRIM_HORIZON");
+    /// assert!(save.is_met(Some("7 one - 1 - - - - -"), None));
+    /// assert!(!save.is_met(Some("8 two - 1 - - - - -"), None));
+    /// # Ok::<(), kinestream::Error>(())
+    /// ```
+    pub fn is_met(&self, lease: Option<&str>, position: Option<&str>) -> bool {
+        let epoch = lease.and_then(|lease| lease.split(' ').next());
+        epoch == Some(self.epoch.to_string().as_str()) && position == self.expected.as_deref()
     }
 }
 

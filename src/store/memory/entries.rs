@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::record::ShardId;
 use crate::store::lease::{
-    EntryChange, EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, Heartbeats,
-    LastHeartbeat, Step, workers_of,
+    EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, Heartbeats, LastHeartbeat, Step,
+    workers_of,
 };
 
 /// The number of last versions of which the changes since are known.
@@ -80,17 +80,11 @@ impl Entries {
 
     /// Makes a step if its conditions hold.
     fn make(&mut self, now: Duration, step: &Step) -> bool {
-        let is_as_expected = step.version.is_none_or(|version| version == self.version)
-            && step.silent.iter().all(|last| self.mark(&last.worker) == *last.mark)
-            && step
-                .entries
-                .iter()
-                .all(|it| it.is_forced || self.texts.get(&it.key) == it.expected.as_ref());
-        if !is_as_expected {
+        let text = |key: &EntryKey| self.texts.get(key);
+        if !step.is_met(self.version, text, |worker| self.mark(worker)) {
             return false;
         }
-        let is_change = |it: &&EntryChange| it.is_forced || it.text != it.expected;
-        let mut changes = step.entries.iter().filter(is_change).peekable();
+        let mut changes = step.changes().peekable();
         if changes.peek().is_some() {
             self.next_version(now);
         }
@@ -146,9 +140,7 @@ impl Entries {
     /// Returns true if this save would be made now.
     pub(super) fn accepts(&self, save: &FencedSave) -> bool {
         let lease = self.texts.get(&EntryKey::Lease(save.shard.clone()));
-        let epoch = lease.and_then(|text| text.split(' ').next());
-        epoch == Some(save.epoch.to_string().as_str())
-            && self.position(&save.shard) == save.expected.as_ref()
+        save.is_met(lease.map(|text| &**text), self.position(&save.shard).map(|text| &**text))
     }
 
     pub(super) fn position(&self, shard: &ShardId) -> Option<&Arc<str>> {

@@ -5,7 +5,8 @@ use std::time::Duration;
 use fastrand::Rng;
 use tokio::time::sleep;
 
-use super::servers::Servers;
+use super::redis::RedisServers;
+use super::servers::{Deployment, Servers};
 use super::worker::Worker;
 use super::{LEASE, WORKERS};
 use crate::proxy::{Mode, Proxy};
@@ -48,21 +49,27 @@ pub(super) enum Fault {
     Suspend(Duration),
     /// The master is killed, and restarts with its data after this time.
     Restart(Duration),
-    /// The replica becomes the master. For this time, workers may still write to the old master,
+    /// The replica of Redis becomes the master. For this time, workers may still write to the old master,
     /// and the new one misses these writes.
     Failover(OldConnections, Duration),
-    /// A script of another client loops for this time, and is then killed.
+    /// A script of another client of Redis loops for this time, and is then killed; or another
+    /// client of PostgreSQL locks the table.
     Busy(Duration),
-    /// One key disappears.
+    /// One key of Redis disappears.
     LoseKey(&'static str),
-    /// All keys disappear.
+    /// A backup of PostgreSQL is restored that is older by this time.
+    Restore(Duration),
+    /// All data disappears.
     LoseAll,
 }
 
 impl Fault {
-    pub(super) fn draw(rng: &mut Rng) -> Self {
+    pub(super) fn draw(rng: &mut Rng, of: Deployment) -> Self {
         let scope = if rng.bool() { Scope::All } else { Scope::One(rng.usize(..WORKERS)) };
         let time = LEASE * rng.u32(1..8) / 4;
+        let behind = |rng: &mut Rng| {
+            if rng.bool() { Duration::ZERO } else { LEASE * rng.u32(1..4) / 4 }
+        };
         match rng.u8(..16) {
             0 | 1 => Self::HalfOpen(scope),
             2 => Self::Cut(scope),
@@ -72,13 +79,14 @@ impl Fault {
             7 => Self::ClientKill,
             8 => Self::Suspend(time),
             9 => Self::Restart(time),
+            10..=12 if of == Deployment::Postgres => Self::Busy(time),
+            13 | 14 if of == Deployment::Postgres => Self::Restore(behind(rng)),
             10..=12 => {
                 let leftover = pick(
                     rng,
                     &[OldConnections::Open, OldConnections::Closed, OldConnections::HalfOpen],
                 );
-                let behind = if rng.bool() { Duration::ZERO } else { LEASE * rng.u32(1..4) / 4 };
-                Self::Failover(leftover, behind)
+                Self::Failover(leftover, behind(rng))
             }
             13 | 14 => {
                 let names = ["format", "checkpoints", "leases", "workers", "fleet"];
@@ -105,16 +113,19 @@ impl Fault {
             Self::Slow(scope, time, delay) => {
                 set_mode_for(Mode::Delay(delay), scope, time, workers).await;
             }
-            Self::ClientKill => servers.command(&["CLIENT", "KILL", "TYPE", "normal"]).await,
+            Self::ClientKill => servers.close_connections().await,
             Self::Suspend(time) => servers.suspend(time).await,
             Self::Restart(time) => servers.restart(time).await,
-            Self::Failover(leftover, behind) => fail_over(leftover, behind, servers, workers).await,
+            Self::Failover(leftover, behind) => {
+                fail_over(leftover, behind, servers.redis(), workers).await;
+            }
             Self::Busy(time) => servers.keep_busy(time).await,
             Self::LoseKey(name) => {
                 let key = format!("kinestream:{{billing:orders}}:{name}");
-                servers.command(&["DEL", &key]).await;
+                servers.redis().command(&["DEL", &key]).await;
             }
-            Self::LoseAll => servers.command(&["FLUSHALL"]).await,
+            Self::Restore(behind) => servers.postgres().restore(behind).await,
+            Self::LoseAll => servers.lose_all().await,
         }
     }
 }
@@ -137,7 +148,7 @@ async fn set_mode_for(mode: Mode, scope: Scope, time: Duration, workers: &[Worke
 async fn fail_over(
     leftover: OldConnections,
     behind: Duration,
-    servers: &mut Servers,
+    servers: &mut RedisServers,
     workers: &[Worker],
 ) {
     servers.wait_for_the_replica().await;

@@ -1,4 +1,4 @@
-//! A worker, its caller, and its proxies to Redis.
+//! A worker, its caller, and its proxies to the servers.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Starts a worker that connects to Redis through new proxies.
+    /// Starts a worker that connects to its store through new proxies.
     pub(super) async fn start(
         index: usize,
         kinesis: &Kinesis,

@@ -88,7 +88,7 @@ fn steps(exchange: &mut Exchange, change: impl FnOnce(&mut Step)) {
 
 #[tokio::test(start_paused = true)]
 async fn suite_detects_mistakes_in_requests() {
-    let cases: [(Mistake<Exchange>, &str); 7] = [
+    let cases: [(Mistake<Exchange>, &str); 8] = [
         (|it| it.step = None, "a step whose conditions hold is made"),
         (|it| steps(it, |step| step.version = None), "at another version than it names"),
         (|it| steps(it, |step| step.silent.clear()), "is not made after its heartbeat"),
@@ -101,6 +101,10 @@ async fn suite_detects_mistakes_in_requests() {
             |it| it.renewals.iter_mut().for_each(|renewal| renewal.entry = WORKER.into()),
             "so the worker stays silent",
         ),
+        (
+            |it| it.renewals.iter_mut().for_each(|renewal| renewal.lease_duration /= 2),
+            "a worker does not expire before its lease duration",
+        ),
         (|it| steps(it, |step| step.entries.truncate(500)), "1,000 positions are saved at once"),
     ];
     for (ask, rule) in cases {
@@ -110,7 +114,7 @@ async fn suite_detects_mistakes_in_requests() {
 
 #[tokio::test(start_paused = true)]
 async fn suite_detects_mistakes_in_answers() {
-    let cases: [(Mistake<Exchanged>, &str); 6] = [
+    let cases: [(Mistake<Exchanged>, &str); 7] = [
         (|it| it.is_made = true, "is not as expected if it must not exist"),
         (|it| it.is_whole = false, "the whole table is returned if none is known"),
         (|it| it.version = 7, "an unused scope has version 0"),
@@ -119,6 +123,7 @@ async fn suite_detects_mistakes_in_answers() {
             |it| it.entries.retain(|(key, _)| !matches!(key, EntryKey::Position(_)) || it.is_whole),
             "the position of a changed lease is included",
         ),
+        (|it| it.entries.extend(it.entries.first().cloned()), "an answer has each entry once"),
         (|it| it.heartbeats = Heartbeats::Expired(Vec::new()), "so the worker stays silent"),
     ];
     for (answer, rule) in cases {
