@@ -11,9 +11,9 @@ use kinestream::store::{CheckpointStore, Scope};
 use kinestream::{DynamoDbStore, ErrorKind};
 use serde_json::json;
 
+use crate::alike::answers_like_memory_store;
 use crate::dynamodb_link::{Fault, Link, cancelled, error};
 use crate::dynamodb_server::{DynamoDbServer, TABLE};
-use crate::leases_alike::assert_alike;
 use crate::redis_store::{scope, shard, whole_text};
 
 const WORKER: &str = "7 1 10000 3";
@@ -251,6 +251,6 @@ fn store_with_random_faults_answers_like_the_memory_store() {
             _ => Fault::None,
         }
     });
-    assert_alike(15, &runtime, &link.store());
-    assert_alike(15, &runtime, &link.store().postponing());
+    answers_like_memory_store(&runtime, &link.store(), 15);
+    answers_like_memory_store(&runtime, &link.store().postponing(), 15);
 }

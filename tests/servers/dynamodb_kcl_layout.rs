@@ -14,8 +14,8 @@ use kinestream::store::{CheckpointStore, Scope, conformance};
 use kinestream::{Checkpoint, DynamoDbStore, Result, ShardId};
 use tokio::sync::Mutex;
 
+use crate::alike::answers_like_memory_store;
 use crate::dynamodb_server::DynamoDbServer;
-use crate::leases_alike::assert_alike;
 
 /// Creates a table with the key of a KCL's lease table.
 pub(crate) async fn create_lease_table(client: &Client, name: &str) {
@@ -112,7 +112,7 @@ fn runtime() -> tokio::runtime::Runtime {
 fn kcl_layout_answers_like_the_memory_store() {
     let runtime = runtime();
     let (_server, store) = runtime.block_on(server());
-    assert_alike(100, &runtime, &store);
+    answers_like_memory_store(&runtime, &store, 100);
 }
 
 /// Each step leaves its positions pending, as a step of more than 100 items does.
@@ -122,5 +122,5 @@ fn kcl_layout_with_pending_positions_answers_like_the_memory_store() {
     let runtime = runtime();
     let (_server, store) = runtime.block_on(server());
     let store = TablePerScope { store: store.store.postponing(), ..store };
-    assert_alike(100, &runtime, &store);
+    answers_like_memory_store(&runtime, &store, 100);
 }

@@ -42,7 +42,6 @@ mod free_port;
 mod kcl;
 #[path = "../support/lease_access.rs"]
 mod lease_access;
-mod leases_alike;
 #[path = "../support/listening.rs"]
 mod listening;
 #[cfg(feature = "testing")]

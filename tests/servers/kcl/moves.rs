@@ -51,7 +51,7 @@ impl Reader {
     }
 }
 
-/// Moves an application to and fro at random moments, and checks that no record is passed over.
+/// Moves an application both ways at random moments, and checks that no record is passed over.
 async fn move_to_and_fro(version: Version, seed: u64) {
     let mut random = Rng::with_seed(seed);
     let world = World::new(3).await;
