@@ -1,8 +1,6 @@
 //! A store with leases in PostgreSQL 14 or newer, and two workers that share a stream through it.
 //!
 //!     cargo run --features testing --example postgres_store -- postgres://user:password@host/database
-//!
-//! Steps and saves are transactions. Versions and times are microseconds by the clock of PostgreSQL.
 
 #[path = "support/two_workers.rs"]
 pub(crate) mod two_workers;
@@ -22,8 +20,8 @@ use kinestream::store::{LeaseStore, Leased, Scope, lease::Step};
 use kinestream::{Error, ErrorKind, Result};
 use tokio_postgres::{Config, NoTls, Row, error::DbError, types::ToSql};
 
-/// A row is an entry with the last version that changed it and the heartbeat of a worker, or it is
-/// a step. Deleted entries and steps have no content, and are kept for ten minutes.
+/// A row is an entry with its last version and the heartbeat of a worker, or a step. Deleted entries
+/// and steps have no content, and stay for ten minutes. Times are microseconds of PostgreSQL's clock.
 const TABLE: &str = "
 SELECT pg_advisory_xact_lock(hashtextextended('kinestream', 0));
 CREATE OR REPLACE FUNCTION kinestream_now() RETURNS bigint VOLATILE LANGUAGE sql AS
@@ -67,13 +65,12 @@ SELECT kind, name, content, coalesce(expiry::text, '') FROM kinestream WHERE sco
     AND (kind, name) IN (SELECT * FROM read UNION SELECT 'lease', name FROM read WHERE kind = 'position')
 ORDER BY kind, name FOR UPDATE";
 
-/// A save has no version.
 const WRITE: &str = "
 INSERT INTO kinestream AS stored (scope, kind, name, content, version)
 SELECT $1, kind, name, content, coalesce($5::bigint, 0)
 FROM unnest($2::text[], $3::text[], $4::text[]) AS new (kind, name, content)
-ON CONFLICT (scope, kind, name) DO UPDATE SET content = excluded.content,
-    version = coalesce($5, stored.version),
+ON CONFLICT (scope, kind, name) DO UPDATE
+SET content = excluded.content, version = coalesce($5, stored.version),
     expiry = CASE WHEN excluded.content IS NOT NULL THEN stored.expiry END";
 
 const FORGET: &str = "
@@ -93,9 +90,9 @@ impl PostgresStore {
         config.options(limits);
         // A dropped call may leave a connection that hangs. A check replaces it.
         let verified = ManagerConfig { recycling_method: RecyclingMethod::Verified };
-        let [call, check] = [5000, 500].map(|millis| Some(Duration::from_millis(millis)));
+        let [connect, check] = [1000, 500].map(|millis| Some(Duration::from_millis(millis)));
         let pool = Pool::builder(Manager::from_config(config, NoTls, verified)).max_size(8);
-        let pool = pool.wait_timeout(call).create_timeout(call).recycle_timeout(check);
+        let pool = pool.create_timeout(connect).recycle_timeout(check);
         let store = Self(pool.runtime(deadpool_postgres::Runtime::Tokio1).build()?);
         store.0.get().await.map_err(failure)?.batch_execute(TABLE).await.map_err(failure)?;
         Ok(store)
@@ -104,7 +101,7 @@ impl PostgresStore {
 
 impl LeaseStore for PostgresStore {
     fn exchange<'a>(&'a self, scope: &'a Scope, exchange: &'a Exchange) -> Call<'a, Exchanged> {
-        async move {
+        limited(async move {
             let mut client = self.0.get().await.map_err(failure)?;
             let expired = query(&client, EXPIRED, scope, &[]).await?;
             let last = |row: &Row| LastHeartbeat::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
@@ -126,8 +123,7 @@ impl LeaseStore for PostgresStore {
             shown.extend(entries(&changed));
             answer.entries = shown.into_iter().map(|(key, (text, _))| (key, text)).collect();
             Ok(answer)
-        }
-        .boxed()
+        })
     }
 
     fn save_fenced<'a>(
@@ -135,7 +131,7 @@ impl LeaseStore for PostgresStore {
         scope: &'a Scope,
         saves: &'a [FencedSave],
     ) -> Call<'a, Vec<FencedOutcome>> {
-        async move {
+        limited(async move {
             let mut client = self.0.get().await.map_err(failure)?;
             let transaction = client.transaction().await.map_err(failure)?;
             let keys = saves.iter().map(|save| EntryKey::Position(save.shard.clone()));
@@ -152,15 +148,19 @@ impl LeaseStore for PostgresStore {
             }
             write(transaction, scope, None, rows).await?;
             Ok(outcomes)
-        }
-        .boxed()
+        })
     }
 }
 
 type Call<'a, T> = BoxFuture<'a, Result<T>>;
-
-/// Entries with their texts and the marks of their heartbeats.
 type Stored = HashMap<EntryKey, (Option<Arc<str>>, String)>;
+
+/// Limits the time of a call, which a connection that hangs would never end.
+fn limited<'a, T: 'a>(call: impl Future<Output = Result<T>> + Send + 'a) -> Call<'a, T> {
+    let late = |_| Err(Error::new(ErrorKind::StoreUnavailable, "PostgreSQL: no answer in 3 s"));
+    let call = tokio::time::timeout(Duration::from_secs(3), call);
+    call.map(move |answer| answer.unwrap_or_else(late)).boxed()
+}
 
 /// Makes a step. If a condition does not hold, returns the present entries.
 async fn make(client: &mut Client, scope: &Scope, step: Option<&Step>) -> Result<Option<Stored>> {

@@ -58,7 +58,8 @@
 //! - **Locks end without their holder.** A worker that is suspended in a transaction must not keep its
 //!   locks for longer than a fraction of the shortest lease duration.
 //! - **A call may be dropped at any point.** Its transaction must end, and a connection that hangs must
-//!   not be used again. A renewal is dropped after a third of the lease duration, a save after 10 s.
+//!   not be used again. A renewal is dropped after a third of the lease duration, a save after 10 s, and
+//!   the first calls of a worker after 30 s: limit the time of a call and of a new connection yourself.
 //! - **Failures have two kinds.** Return conflicts that the store reports as errors, lost connections,
 //!   time limits and restarts as [`StoreUnavailable`](crate::ErrorKind::StoreUnavailable). A step whose
 //!   conditions do not hold is an answer, not an error.

@@ -35,6 +35,7 @@ mod dynamodb_store;
 #[path = "../../examples/support/mod.rs"]
 mod ferrokinesis_server;
 mod fleet;
+#[cfg(feature = "dynamodb")]
 mod fleet_tally;
 #[path = "../support/free_port.rs"]
 mod free_port;
