@@ -15,7 +15,7 @@ use crate::dynamodb_link::{Fault, Link, Sent};
 use crate::dynamodb_server::DynamoDbServer;
 use crate::redis_store::{scope, shard};
 
-/// What some requests have cost.
+/// The cost of some requests.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Cost {
     requests: usize,

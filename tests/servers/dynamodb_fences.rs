@@ -239,7 +239,7 @@ async fn exchange_dropped_at_any_request_is_made_whole_or_not() {
     assert_eq!(outcomes, all, "the drops cover each part of the exchange");
 }
 
-/// What the workers of [`saves_follow_the_epochs_that_were_shown`] share.
+/// The state that the workers of [`saves_follow_the_epochs_that_were_shown`] share.
 struct Race {
     store: DynamoDbStore,
     /// The highest epoch of each shard that an answer has shown.

@@ -1,4 +1,4 @@
-//! What a fleet of worker processes has read, and what it must not have read.
+//! The records that a fleet of worker processes has read, and checks of them.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

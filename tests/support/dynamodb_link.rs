@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use crate::dynamodb_server::{DynamoDbServer, TABLE, config_of};
 
-/// What happens to a request.
+/// The fate of a request.
 #[derive(Debug, Clone)]
 pub(crate) enum Fault {
     None,

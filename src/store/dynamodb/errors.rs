@@ -82,7 +82,7 @@ impl Call<'_> {
     }
 }
 
-/// Why a call failed that has no answer.
+/// The cause of a failed call that has no answer.
 pub(super) const NO_ANSWER: &str = "no answer in time";
 
 fn unavailable(why: &str) -> (Reaction, ErrorKind, String) {

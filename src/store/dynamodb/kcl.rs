@@ -69,7 +69,7 @@ pub(super) struct KclTable {
     scopes: Mutex<HashMap<String, Known>>,
 }
 
-/// What is known of the rows of one stream.
+/// Knowledge of the rows of one stream.
 #[derive(Debug, Default)]
 struct Known {
     /// The stream as the KCL names it, in a table of several streams; `None` before the first read.

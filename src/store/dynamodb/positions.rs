@@ -1,4 +1,4 @@
-//! Where the position of a shard is stored, and how a save of it is fenced.
+//! The item of a shard's position, and the fence of its saves.
 //!
 //! Each position is an item of its own:
 //!

@@ -36,7 +36,7 @@ pub(super) struct Place {
     pub(super) sub_sequence_number: Option<u64>,
 }
 
-/// What a place means.
+/// The meaning of a place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Meaning {
     /// The text of this position.
