@@ -267,10 +267,21 @@ pub(crate) const MISTAKES: &[Mistake] = &[
 #[test]
 #[ignore = "builds the crate with all bugs, which takes minutes"]
 fn test_named_for_each_bug_fails() {
+    find(|suite| suite != "servers");
+}
+
+#[test]
+#[ignore = "runs tests with real servers for each bug, which takes ten minutes"]
+fn server_test_named_for_each_bug_fails() {
+    find(|suite| suite == "servers");
+}
+
+/// Runs the tests that are named for each bug, with the bug and without it.
+fn find(is_of: impl Fn(&str) -> bool) {
     let _alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let only = std::env::var("MISTAKE").unwrap_or_default();
     let is_wanted = |bug: &Mistake| bug.names_tests() && bug.what.contains(&only);
-    let bugs = all().enumerate().filter(|(_, (_, bug))| is_wanted(bug));
+    let bugs = all().enumerate().filter(|(_, (suite, bug))| is_of(suite) && is_wanted(bug));
     let mut missed = Vec::new();
     for (number, (suite, bug)) in bugs {
         assert!(!WOVEN.alone.contains(&number), "expected a bug in a function body: {}", bug.what);
