@@ -299,11 +299,4 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         wrong: "Some(StreamEnd::EndingPosition) => is_bounded,",
         breaks: &["Progress"],
     },
-    Mistake {
-        what: "a shard that another worker has finished is dropped without an event",
-        file: "fleet/owned_shards.rs",
-        right: "settled.finished.push(shard.clone());",
-        wrong: "",
-        breaks: &["EventsAreTrue"],
-    },
 ];

@@ -329,13 +329,6 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["NoDeadlock"],
     },
     Mistake {
-        what: "a stream registers the waker of its caller directly",
-        file: "wakers/caller.rs",
-        right: "let is_known = self",
-        wrong: "if !waker.data().is_null() {\n return waker.clone();\n }\n let is_known = self",
-        breaks: &["PanicsAreContained", "FewErrors", "Progress"],
-    },
-    Mistake {
         what: "a response without a next position ends a listed shard",
         file: "source/unproven_end.rs",
         right: "Ok(standing) if standing.has_ended => return",
