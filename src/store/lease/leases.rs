@@ -29,8 +29,8 @@ pub struct Leases {
     clock: Clock,
     /// The table as a worker knows it.
     view: Arc<tokio::sync::Mutex<View>>,
-    /// The table as it was read for operators. It remembers the heartbeats of workers.
-    read: Arc<tokio::sync::Mutex<View>>,
+    /// The heartbeats of workers, as operators have seen them.
+    seen: Arc<tokio::sync::Mutex<View>>,
     saves: Arc<Saves>,
 }
 
@@ -47,7 +47,7 @@ impl Leases {
             scope,
             clock,
             view: Arc::default(),
-            read: Arc::default(),
+            seen: Arc::default(),
             saves: Arc::default(),
         }
     }
@@ -104,7 +104,10 @@ impl Leases {
     ///
     /// Returns the errors of the store.
     pub async fn table(&self) -> Result<LeaseTable> {
-        self.access().table(&mut *self.read.lock().await).await
+        let mut view = self.seen.lock().await;
+        let table = self.access().table(&mut view).await;
+        view.forget_table();
+        table
     }
 
     /// Applies an operator's edit. If it concerns a live worker, `if_leased` decides whether it is
@@ -116,13 +119,16 @@ impl Leases {
     ///
     /// Returns the errors of the store.
     pub async fn edit(&self, edit: &AdminEdit, if_leased: IfLeased) -> Result<EditOutcome> {
-        self.access().edit(&mut *self.read.lock().await, edit, if_leased).await
+        let mut view = self.seen.lock().await;
+        let outcome = self.access().edit(&mut view, edit, if_leased).await;
+        view.forget_table();
+        outcome
     }
 
     /// Returns the time after which a repeated [`edit`](Self::edit) finds out whether a worker is
     /// alive; `None` if the last one has found out.
     pub(crate) async fn undecided(&self, worker: &Arc<str>) -> Option<Duration> {
-        self.read.lock().await.undecided(worker)
+        self.seen.lock().await.undecided(worker)
     }
 
     /// See [`LeaseStore::forgets_finished_shards`].

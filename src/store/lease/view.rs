@@ -1,6 +1,7 @@
 //! A table as a worker knows it: the parsed values, and the texts that they were read from.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem::take;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,6 +46,7 @@ struct Observed {
     since: Instant,
     /// True if another mark was seen before.
     has_renewed: bool,
+    lease_duration: Duration,
 }
 
 impl View {
@@ -94,30 +96,25 @@ impl View {
     /// request whose answer still shows it.
     fn observe(&mut self, asked: Instant, heartbeats: Vec<LastHeartbeat>) -> Vec<LastHeartbeat> {
         let now = Instant::now();
-        let mut before = std::mem::take(&mut self.observed);
-        let without = |worker: &&Arc<str>| heartbeats.iter().all(|last| last.worker != **worker);
-        let without: Vec<_> = self.table.workers.keys().filter(without).collect();
-        let without = without.into_iter().map(|worker| LastHeartbeat::new(Arc::clone(worker), ""));
-        let without: Vec<LastHeartbeat> = without.collect();
-        let heartbeats: Vec<LastHeartbeat> = heartbeats.into_iter().chain(without).collect();
-        for LastHeartbeat { worker, mark } in &heartbeats {
-            let observed = match before.remove(worker) {
-                Some(known) if known.mark == *mark => known,
-                known => {
-                    Observed { mark: Arc::clone(mark), since: now, has_renewed: known.is_some() }
-                }
-            };
+        let marks = heartbeats.into_iter().map(|LastHeartbeat { worker, mark }| (worker, mark));
+        let mut marks: BTreeMap<Arc<str>, Arc<str>> = marks.collect();
+        let mut before = take(&mut self.observed);
+        for (worker, entry) in &self.table.workers {
+            // The mark is empty if no heartbeat was ever noted.
+            let mark = marks.remove(worker).unwrap_or_default();
+            let known = before.remove(worker);
+            let has_renewed = known.as_ref().is_some_and(|it| it.has_renewed || it.mark != mark);
+            let since = known.filter(|it| it.mark == mark).map_or(now, |it| it.since);
+            let lease_duration = entry.lease_duration;
+            let observed = Observed { mark, since, has_renewed, lease_duration };
             self.observed.insert(Arc::clone(worker), observed);
         }
-        let observed = &self.observed;
-        let is_silent = |last: &LastHeartbeat| {
-            let worker = self.table.workers.get(&last.worker);
-            worker.is_some_and(|worker| {
-                let since = observed[&last.worker].since;
-                asked.saturating_duration_since(since) >= worker.lease_duration
-            })
+        let is_silent = |observed: &Observed| {
+            asked.saturating_duration_since(observed.since) >= observed.lease_duration
         };
-        heartbeats.into_iter().filter(is_silent).collect()
+        let silent = self.observed.iter().filter(|(_, observed)| is_silent(observed));
+        let marks = silent.map(|(worker, it)| (Arc::clone(worker), Arc::clone(&it.mark)));
+        marks.map(|(worker, mark)| LastHeartbeat::new(worker, mark)).collect()
     }
 
     /// Starts to observe all workers again, after this worker was away: the store may have been
@@ -131,8 +128,14 @@ impl View {
     /// one has shown it.
     pub(super) fn undecided(&self, worker: &Arc<str>) -> Option<Duration> {
         let observed = self.observed.get(worker).filter(|observed| !observed.has_renewed)?;
-        let duration = self.table.workers.get(worker)?.lease_duration;
-        duration.checked_sub(observed.since.elapsed()).filter(|_rest| !self.has_expired(worker))
+        let left = observed.lease_duration.checked_sub(observed.since.elapsed());
+        left.filter(|_left| !self.has_expired(worker))
+    }
+
+    /// Drops the table. Only the heartbeats are remembered.
+    pub(super) fn forget_table(&mut self) {
+        let (observed, expired) = (take(&mut self.observed), take(&mut self.expired));
+        *self = Self { observed, expired, ..Self::default() };
     }
 
     /// Forgets the workers that had expired in the last answer.
