@@ -189,7 +189,7 @@ async fn make(client: &mut Client, scope: &Scope, step: Option<&Step>) -> Result
 
 async fn read(transaction: &Transaction<'_>, scope: &Scope, keys: Vec<EntryKey>) -> Result<Stored> {
     let (kinds, names): (Vec<_>, Vec<_>) = keys.iter().map(EntryKey::parts).unzip();
-    // The first read waits for locks. The second one shows what was inserted meanwhile.
+    // The first read waits for locks. The second one shows what was inserted during that wait.
     query(transaction, READ, scope, &[&kinds, &names]).await?;
     let rows = query(transaction, READ, scope, &[&kinds, &names]).await?;
     Ok(keys.into_iter().map(|key| (key, (None, String::new()))).chain(entries(&rows)).collect())

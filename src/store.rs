@@ -313,6 +313,13 @@ pub trait CheckpointStore: Debug + Send + Sync + 'static {
     }
 }
 
+/// Returns the checkpoints of all shards, or the error of one that has no readable checkpoint.
+pub(in crate::store) fn all_or_error(
+    each: HashMap<ShardId, Result<Checkpoint>>,
+) -> Result<HashMap<ShardId, Checkpoint>> {
+    each.into_iter().map(|(shard, checkpoint)| Ok((shard, checkpoint?))).collect()
+}
+
 impl<S: CheckpointStore + ?Sized> CheckpointStore for Arc<S> {
     fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
         (**self).load(scope)

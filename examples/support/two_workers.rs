@@ -25,7 +25,7 @@ pub(crate) async fn read(store: impl CheckpointStore + Clone) -> Result<(), Fail
     let orders = kinesis.create_stream("orders", 4);
     let worker = |name: &str| {
         Consumer::builder(kinesis.client(), "orders")
-            // Each run has a Kinesis of its own, so each has positions of its own.
+            // The Kinesis of this run is new, and the positions of earlier runs do not belong to it.
             .application(format!("example-{}", std::process::id()))
             .starting_position(StartingPosition::TrimHorizon)
             .worker_id(name)

@@ -71,7 +71,7 @@ use requests::Partition;
 use saves::Save;
 
 use super::lease::{EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, LeaseStore};
-use super::{CheckpointStore, Scope};
+use super::{CheckpointStore, Scope, all_or_error};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::ShardId;
@@ -268,12 +268,7 @@ impl LeaseStore for DynamoDbStore {
 
 impl CheckpointStore for DynamoDbStore {
     fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
-        async move {
-            let found = self.load_each(scope).await?;
-            let found = found.into_iter().map(|(shard, found)| found.map(|found| (shard, found)));
-            found.collect()
-        }
-        .boxed()
+        async move { all_or_error(self.load_each(scope).await?) }.boxed()
     }
 
     fn load_each<'a>(

@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use tokio::time::sleep;
 
 use super::lease::{EntryChange, EntryKey, Exchange, Exchanged, LeaseStore, Step};
-use super::{CheckpointStore, Scope};
+use super::{CheckpointStore, Scope, all_or_error};
 use crate::backoff::{Backoff, CONFLICTS};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
@@ -97,11 +97,7 @@ fn positions(table: Exchanged) -> impl Iterator<Item = (ShardId, Arc<str>)> {
 
 impl<S: LeaseStore> CheckpointStore for Leased<S> {
     fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
-        async move {
-            let found = self.load_each(scope).await?.into_iter();
-            found.map(|(shard, checkpoint)| Ok((shard, checkpoint?))).collect()
-        }
-        .boxed()
+        async move { all_or_error(self.load_each(scope).await?) }.boxed()
     }
 
     fn load_each<'a>(

@@ -25,7 +25,7 @@ use scripts::Scripts;
 use tokio::time::sleep;
 
 use super::lease::FencedSave;
-use super::{CheckpointStore, LeaseStore, Scope};
+use super::{CheckpointStore, LeaseStore, Scope, all_or_error};
 use crate::backoff::{Backoff, CONFLICTS};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
@@ -305,12 +305,7 @@ fn parse_all<'a>(
 
 impl CheckpointStore for RedisStore {
     fn load<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<HashMap<ShardId, Checkpoint>>> {
-        async move {
-            let found = self.load_each(scope).await?;
-            let found = found.into_iter().map(|(shard, found)| found.map(|found| (shard, found)));
-            found.collect()
-        }
-        .boxed()
+        async move { all_or_error(self.load_each(scope).await?) }.boxed()
     }
 
     fn load_each<'a>(

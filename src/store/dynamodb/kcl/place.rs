@@ -107,7 +107,7 @@ impl Place {
         Meaning::Position(text)
     }
 
-    /// Returns the note of a position at this place. An empty position means that there is none.
+    /// Returns the note of a position at this place. The position is empty if the shard has none.
     pub(super) fn note(&self, position: &str) -> String {
         format!("{position}{}", self.suffix())
     }
