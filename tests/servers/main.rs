@@ -19,8 +19,6 @@ mod dynamodb_faults;
 #[cfg(all(feature = "dynamodb", feature = "testing"))]
 mod dynamodb_fences;
 #[cfg(feature = "dynamodb")]
-mod dynamodb_fleet;
-#[cfg(feature = "dynamodb")]
 mod dynamodb_kcl_layout;
 #[cfg(feature = "dynamodb")]
 mod dynamodb_leases_alike;
@@ -35,8 +33,6 @@ mod dynamodb_store;
 #[path = "../../examples/support/mod.rs"]
 mod ferrokinesis_server;
 mod fleet;
-#[cfg(feature = "dynamodb")]
-mod fleet_tally;
 #[path = "../support/free_port.rs"]
 mod free_port;
 #[cfg(all(feature = "dynamodb", feature = "testing"))]

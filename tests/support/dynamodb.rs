@@ -65,7 +65,7 @@ impl DynamoDbServer {
     }
 
     pub(crate) fn client(&self) -> Client {
-        client_of(self.port)
+        client_of(&self.url())
     }
 
     pub(crate) fn store(&self) -> DynamoDbStore {
@@ -146,19 +146,19 @@ fn program() -> PathBuf {
     program
 }
 
-/// Returns the settings of a client of the server on this port.
-pub(crate) fn config_of(port: u16) -> Builder {
+/// Returns the settings of a client of the server at this URL.
+pub(crate) fn config_of(url: &str) -> Builder {
     aws_sdk_dynamodb::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new("eu-west-1"))
         .credentials_provider(Credentials::new("key", "secret", None, None, "test"))
         .http_client(aws_smithy_http_client::Builder::new().build_http())
-        .endpoint_url(format!("http://127.0.0.1:{port}"))
+        .endpoint_url(url)
 }
 
-/// Returns a client of the server on this port.
-pub(crate) fn client_of(port: u16) -> Client {
-    Client::from_conf(config_of(port).build())
+/// Returns a client of the server at this URL.
+pub(crate) fn client_of(url: &str) -> Client {
+    Client::from_conf(config_of(url).build())
 }
 
 impl Drop for DynamoDbServer {

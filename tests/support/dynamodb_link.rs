@@ -89,7 +89,9 @@ impl Link {
             let inner = inner.http_connector(settings, components);
             SharedHttpConnector::new(Connector { link: link.clone(), inner })
         });
-        Client::from_conf(config_of(self.port).http_client(client).build())
+        Client::from_conf(
+            config_of(&format!("http://127.0.0.1:{}", self.port)).http_client(client).build(),
+        )
     }
 
     /// Returns the requests since the last call.

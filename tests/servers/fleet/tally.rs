@@ -11,20 +11,20 @@ struct EpochReads {
 
 /// The reads that the workers have reported.
 #[derive(Default)]
-pub(crate) struct FleetTally {
+pub(super) struct FleetTally {
     /// The number of reads of each record.
-    pub(crate) read: BTreeMap<usize, usize>,
+    pub(super) read: BTreeMap<usize, usize>,
     /// The reads in each epoch of each shard.
     epoch_reads: BTreeMap<(String, u64), EpochReads>,
     /// The number of suspensions of each worker.
-    pub(crate) suspended: BTreeMap<String, usize>,
+    pub(super) suspended: BTreeMap<String, usize>,
     /// The periods in which workers may not yet have noticed that the store lost its data.
-    pub(crate) data_losses: Vec<(Duration, Duration)>,
-    pub(crate) findings: Vec<String>,
+    pub(super) data_losses: Vec<(Duration, Duration)>,
+    pub(super) findings: Vec<String>,
 }
 
 impl FleetTally {
-    pub(crate) fn record_read(
+    pub(super) fn record_read(
         &mut self,
         worker: &str,
         shard: &str,
@@ -43,7 +43,20 @@ impl FleetTally {
         }
     }
 
-    pub(crate) fn repeated(&self) -> usize {
+    /// Returns the time from `since` until so many shards were read again, or `None` if they were not.
+    pub(super) fn read_again(&self, shards: usize, since: Duration) -> Option<Duration> {
+        let mut first: BTreeMap<&str, Duration> = BTreeMap::new();
+        for ((shard, _), reads) in &self.epoch_reads {
+            for at in reads.read.iter().filter(|at| **at > since) {
+                let first = first.entry(shard).or_insert(*at);
+                *first = (*first).min(*at);
+            }
+        }
+        let is_read = first.len() == shards;
+        is_read.then(|| first.into_values().max().unwrap().saturating_sub(since))
+    }
+
+    pub(super) fn repeated(&self) -> usize {
         self.read.values().map(|times| times - 1).sum()
     }
 
@@ -52,7 +65,7 @@ impl FleetTally {
     ///
     /// Such records are counted separately, as excused, if the store had lost the owner of the shard. A
     /// worker notices this loss with its next renewal.
-    pub(crate) fn late(&self) -> (BTreeMap<&str, usize>, usize) {
+    pub(super) fn late(&self) -> (BTreeMap<&str, usize>, usize) {
         let (mut late, mut excused) = (BTreeMap::new(), 0);
         for ((shard, epoch), reads) in &self.epoch_reads {
             let later = (shard.clone(), epoch + 1)..=(shard.clone(), u64::MAX);
@@ -72,13 +85,13 @@ impl FleetTally {
 }
 
 /// Returns the time of the clock that all processes share.
-pub(crate) fn now() -> Duration {
+pub(super) fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap()
 }
 
 /// Asserts that no two workers have read in one epoch, and that no worker has read in an old one,
 /// except for the record that was ready when it was suspended.
-pub(crate) fn assert_epochs_held(tally: &FleetTally, seed: u64) {
+pub(super) fn assert_epochs_held(tally: &FleetTally, seed: u64) {
     assert_eq!(tally.findings, [""; 0], "FLEET_SEED={seed}");
     let (late, _excused) = tally.late();
     for (worker, late) in late {
