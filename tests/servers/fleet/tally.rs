@@ -43,7 +43,7 @@ impl FleetTally {
         }
     }
 
-    /// Returns the time from `since` until so many shards were read again, or `None` if they were not.
+    /// Returns the time from `since` until this number of shards was read again; `None` if fewer were.
     pub(super) fn read_again(&self, shards: usize, since: Duration) -> Option<Duration> {
         let mut first: BTreeMap<&str, Duration> = BTreeMap::new();
         for ((shard, _), reads) in &self.epoch_reads {
