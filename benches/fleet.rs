@@ -18,6 +18,8 @@ mod gated;
 mod lease_access;
 #[path = "../tests/support/redis.rs"]
 mod redis_server;
+#[path = "../tests/support/server_process.rs"]
+mod server_process;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -53,6 +53,8 @@ mod peak;
 mod redis_server;
 mod report;
 mod server;
+#[path = "../../tests/support/server_process.rs"]
+mod server_process;
 mod subject;
 mod tls;
 

@@ -83,3 +83,5 @@ mod redis_tls;
 #[path = "../support/seeds.rs"]
 #[allow(dead_code)] // These tests use real time, not `on_a_paused_clock`.
 mod seeds;
+#[path = "../support/server_process.rs"]
+mod server_process;

@@ -3,24 +3,17 @@
 // Each including program uses only some of these items.
 #![allow(dead_code)]
 
-use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::Duration;
+use std::process::{Child, Command};
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::{BehaviorVersion, Builder, Credentials, Region};
 use kinestream::DynamoDbStore;
 
-use crate::free_port::free_port;
+use crate::server_process::{new_folder, on_free_port, start};
 
 /// The name of the table of the tests.
 pub(crate) const TABLE: &str = "kinestream";
-
-/// Numbers the folders of the servers of this process.
-static FOLDERS: AtomicUsize = AtomicUsize::new(0);
 
 /// A running server. A drop kills the server and removes its folder.
 pub(crate) struct DynamoDbServer {
@@ -32,20 +25,10 @@ pub(crate) struct DynamoDbServer {
 impl DynamoDbServer {
     /// Starts a server without tables.
     pub(crate) fn start() -> Self {
-        // Another process may take the port before the server binds it. The server then exits at
-        // once, and the next port is tried.
-        for _ in 0..5 {
-            let port = free_port();
-            let (process, number) = (std::process::id(), FOLDERS.fetch_add(1, Ordering::Relaxed));
-            let folder =
-                std::env::temp_dir().join(format!("kinestream-dynamodb-{process}-{number}"));
-            std::fs::create_dir_all(&folder).unwrap();
-            let mut server = Self { port, folder, process: None };
-            if server.launch() {
-                return server;
-            }
-        }
-        panic!("dynoxide failed to start on five free ports in turn");
+        on_free_port(|port| {
+            let mut server = Self { port, folder: new_folder("dynamodb"), process: None };
+            server.launch().then_some(server)
+        })
     }
 
     /// Starts a server with an empty table, and returns a store in it.
@@ -94,41 +77,11 @@ impl DynamoDbServer {
 
     /// Starts the process. Returns true once it is ready, and false if it exits instead.
     fn launch(&mut self) -> bool {
-        let program = program();
-        let process = Command::new(&program)
-            .args(["serve", "--port", &self.port.to_string(), "--db-path"])
-            .arg(self.folder.join("data.db"))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn();
-        let mut process = match process {
-            Ok(process) => process,
-            Err(error) => panic!("failed to start {}: {error}", program.display()),
-        };
-        // Readiness is read from the server's own output, because a server of another process may
-        // answer on the port.
-        let (notify, started) = mpsc::channel();
-        let outputs: [Box<dyn std::io::Read + Send>; 2] =
-            [Box::new(process.stdout.take().unwrap()), Box::new(process.stderr.take().unwrap())];
-        for output in outputs {
-            let notify = notify.clone();
-            // Reads until the server exits: a full pipe would block the server.
-            std::thread::spawn(move || {
-                for line in BufReader::new(output).lines().map_while(Result::ok) {
-                    if line.contains("listening on") {
-                        let _receiver_is_gone = notify.send(());
-                    }
-                }
-            });
-        }
-        drop(notify);
-        self.process = Some(process);
-        let ready = started.recv_timeout(Duration::from_secs(30));
-        assert!(ready != Err(RecvTimeoutError::Timeout), "dynoxide was not ready in 30 s");
-        if ready.is_err() {
-            self.kill();
-        }
-        ready.is_ok()
+        let mut command = Command::new(program());
+        command.args(["serve", "--port", &self.port.to_string(), "--db-path"]);
+        command.arg(self.folder.join("data.db"));
+        self.process = start(&mut command, "listening on");
+        self.process.is_some()
     }
 }
 

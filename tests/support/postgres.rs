@@ -1,16 +1,9 @@
 //! A real PostgreSQL server on a free port, for one test.
 
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::Duration;
 
-use crate::free_port::free_port;
-
-/// Numbers the folders of the servers of this process.
-static FOLDERS: AtomicUsize = AtomicUsize::new(0);
+use crate::server_process::{new_folder, on_free_port, start};
 
 /// A running server. A drop stops it and removes its folder.
 pub(crate) struct PostgresServer {
@@ -23,9 +16,7 @@ pub(crate) struct PostgresServer {
 impl PostgresServer {
     /// Creates a database cluster, and starts a server.
     pub(crate) fn start() -> Self {
-        let (process, number) = (std::process::id(), FOLDERS.fetch_add(1, Ordering::Relaxed));
-        let folder = std::env::temp_dir().join(format!("kinestream-postgres-{process}-{number}"));
-        std::fs::create_dir_all(&folder).unwrap();
+        let folder = new_folder("postgres");
         not_root::give(&folder);
         let mut server = Self { port: 0, folder, programs: programs(), process: None };
         let data = server.data();
@@ -39,15 +30,11 @@ impl PostgresServer {
         // Proxies connect from other addresses of this host.
         let access = "host all all 127.0.0.0/8 trust\n";
         std::fs::write(server.folder.join("data/pg_hba.conf"), access).unwrap();
-        // Another process may take the port before the server binds it. The server then exits at
-        // once, and the next port is tried.
-        for _ in 0..5 {
-            server.port = free_port();
-            if server.launch() {
-                return server;
-            }
-        }
-        panic!("postgres failed to start on five free ports in turn");
+        on_free_port(|port| {
+            server.port = port;
+            server.launch().then_some(())
+        });
+        server
     }
 
     pub(crate) fn url(&self) -> String {
@@ -98,32 +85,13 @@ impl PostgresServer {
     /// Starts the process. Returns true once it is ready, and false if it exits instead.
     fn launch(&mut self) -> bool {
         let (port, folder) = (self.port.to_string(), self.folder.to_str().unwrap().to_owned());
-        let mut process = self
-            .command("postgres")
+        let mut command = self.command("postgres");
+        command
             .args(["-D", &self.data(), "-p", &port, "-k", &folder, "-h", "127.0.0.1"])
             // A crash of the server loses nothing, unlike one of the machine.
-            .args(["-c", "fsync=off", "-c", "shared_buffers=16MB", "-c", "lc_messages=C"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let log = BufReader::new(process.stderr.take().unwrap());
-        let (notify, started) = mpsc::channel();
-        // Reads the log until the server exits: a full pipe would block the server.
-        std::thread::spawn(move || {
-            for line in log.lines().map_while(Result::ok) {
-                if line.contains("database system is ready to accept connections") {
-                    let _receiver_is_gone = notify.send(());
-                }
-            }
-        });
-        self.process = Some(process);
-        let ready = started.recv_timeout(Duration::from_secs(30));
-        assert!(ready != Err(RecvTimeoutError::Timeout), "postgres was not ready in 30 s");
-        if ready.is_err() {
-            self.process.take().unwrap().wait().unwrap();
-        }
-        ready.is_ok()
+            .args(["-c", "fsync=off", "-c", "shared_buffers=16MB", "-c", "lc_messages=C"]);
+        self.process = start(&mut command, "database system is ready to accept connections");
+        self.process.is_some()
     }
 }
 

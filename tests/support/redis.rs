@@ -3,17 +3,15 @@
 // Each including program uses only some of these items.
 #![allow(dead_code)]
 
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, IntoConnectionInfo, RedisResult};
 
 use crate::free_port::free_port;
+use crate::server_process::{new_folder, on_free_port, start};
 
 /// Connects to a server. The client's own time limit of 500 ms is too short for a busy machine.
 pub(crate) async fn connect(url: impl IntoConnectionInfo) -> RedisResult<MultiplexedConnection> {
@@ -25,9 +23,6 @@ pub(crate) async fn connect(url: impl IntoConnectionInfo) -> RedisResult<Multipl
 }
 
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Numbers the folders of the servers of this process.
-static FOLDERS: AtomicUsize = AtomicUsize::new(0);
 
 /// A running redis-server. A drop kills the server and removes its folder.
 pub(crate) struct RedisServer {
@@ -82,20 +77,12 @@ impl RedisServer {
 
     /// Starts a server, and waits for `ready` in its log.
     fn ready_at(ready: &'static str, mut options: impl FnMut(u16, &Path) -> Vec<String>) -> Self {
-        // Another process may take the port before the server binds it. The server then exits at
-        // once, and the next port is tried.
-        for _ in 0..5 {
-            let port = free_port();
-            let (process, number) = (std::process::id(), FOLDERS.fetch_add(1, Ordering::Relaxed));
-            let folder = std::env::temp_dir().join(format!("kinestream-redis-{process}-{number}"));
-            std::fs::create_dir_all(&folder).unwrap();
+        on_free_port(|port| {
+            let folder = new_folder("redis");
             let options = options(port, &folder);
             let mut server = Self { port, folder, options, ready, process: None };
-            if server.launch() {
-                return server;
-            }
-        }
-        panic!("redis-server failed to start on five free ports in turn");
+            server.launch().then_some(server)
+        })
     }
 
     pub(crate) fn url(&self) -> String {
@@ -142,38 +129,10 @@ impl RedisServer {
 
     /// Starts the process. Returns true once it is ready, and false if it exits instead.
     fn launch(&mut self) -> bool {
-        let process = Command::new("redis-server")
-            .current_dir(&self.folder)
-            .args(&self.options)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn();
-        let mut process = match process {
-            Ok(process) => process,
-            Err(error) => {
-                panic!("failed to start redis-server: {error}; run ./tests/run, which installs it")
-            }
-        };
-        // Readiness is read from the server's own log, because a server of another process may
-        // answer on the port.
-        let log = BufReader::new(process.stdout.take().unwrap());
-        let (notify, started) = mpsc::channel();
-        let ready = self.ready;
-        // Reads the log until the server exits: a full pipe would block the server.
-        std::thread::spawn(move || {
-            for line in log.lines().map_while(Result::ok) {
-                if line.contains(ready) {
-                    let _receiver_is_gone = notify.send(());
-                }
-            }
-        });
-        self.process = Some(process);
-        let ready = started.recv_timeout(Duration::from_secs(30));
-        assert!(ready != Err(RecvTimeoutError::Timeout), "redis-server was not ready in 30 s");
-        if ready.is_err() {
-            self.kill();
-        }
-        ready.is_ok()
+        let mut command = Command::new("redis-server");
+        command.current_dir(&self.folder).args(&self.options);
+        self.process = start(&mut command, self.ready);
+        self.process.is_some()
     }
 }
 

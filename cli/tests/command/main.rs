@@ -16,6 +16,8 @@ mod put;
 mod redis_server;
 mod reports;
 mod run;
+#[path = "../../../tests/support/server_process.rs"]
+mod server_process;
 mod stores;
 mod streams;
 mod tail;
