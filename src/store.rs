@@ -208,6 +208,8 @@ mod memory;
 mod redis;
 mod scope;
 mod single_worker_leases;
+#[cfg(any(feature = "redis", feature = "dynamodb"))]
+mod unfenced;
 mod writer;
 
 use std::collections::HashMap;

@@ -71,6 +71,7 @@ use requests::Partition;
 use saves::Save;
 
 use super::lease::{EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, LeaseStore};
+use super::unfenced::save_unfenced;
 use super::{CheckpointStore, Scope, all_or_error};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
@@ -295,37 +296,14 @@ impl CheckpointStore for DynamoDbStore {
         checkpoints: &'a [(ShardId, Checkpoint)],
     ) -> BoxFuture<'a, Result<()>> {
         async move {
-            let partition = self.partition(scope);
-            let mut due: Vec<(FencedSave, &Checkpoint)> = Vec::new();
-            for (shard, checkpoint) in checkpoints {
-                let save = FencedSave::new(shard.clone(), 0, None, checkpoint.to_string());
-                due.push((save, checkpoint));
-            }
-            let mut damaged = None;
-            while !due.is_empty() {
-                let saves: Vec<_> = due.iter().map(|(save, _)| Save::unfenced(save)).collect();
-                let outcomes = partition.save(&saves).await?;
-                let mut rest = Vec::new();
-                for ((mut save, checkpoint), outcome) in due.into_iter().zip(outcomes) {
-                    if outcome.is_saved {
-                        continue;
-                    }
-                    match outcome.position.as_ref().map(|stored| stored.parse::<Checkpoint>()) {
-                        Some(Err(_)) => damaged = damaged.or(Some((save.shard, outcome.position))),
-                        Some(Ok(known)) if !checkpoint.supersedes(&known) => {}
-                        _ => {
-                            save.expected = outcome.position;
-                            rest.push((save, checkpoint));
-                        }
-                    }
-                }
-                due = rest;
-            }
-            match damaged {
+            let partition = &self.partition(scope);
+            let damaged = save_unfenced(checkpoints, |saves| async move {
+                let saves: Vec<_> = saves.iter().map(Save::unfenced).collect();
+                partition.save(&saves).await
+            });
+            match damaged.await? {
                 None => Ok(()),
-                Some((shard, text)) => {
-                    Err(self.corrupt_position(scope, &shard, &text.unwrap_or_default()))
-                }
+                Some((shard, text)) => Err(self.corrupt_position(scope, &shard, &text)),
             }
         }
         .boxed()

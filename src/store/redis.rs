@@ -22,11 +22,9 @@ use link::Target;
 use redis::{FromRedisValue, RedisResult};
 use refusal::is_command_denied;
 use scripts::Scripts;
-use tokio::time::sleep;
 
-use super::lease::FencedSave;
+use super::unfenced::save_unfenced;
 use super::{CheckpointStore, LeaseStore, Scope, all_or_error};
-use crate::backoff::{Backoff, CONFLICTS};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::ShardId;
@@ -350,44 +348,12 @@ impl CheckpointStore for RedisStore {
         checkpoints: &'a [(ShardId, Checkpoint)],
     ) -> BoxFuture<'a, Result<()>> {
         async move {
-            // The positions that are not saved yet, each with the text that the store may hold.
-            let mut due: Vec<(FencedSave, &Checkpoint)> = Vec::new();
-            for (shard, checkpoint) in checkpoints {
-                let text = checkpoint.to_string().into();
-                let save = FencedSave { shard: shard.clone(), epoch: 0, expected: None, text };
-                due.push((save, checkpoint));
-            }
-            let mut damaged = None;
-            let mut conflicts = Backoff::new(CONFLICTS);
-            let mut attempts = 0_u32;
-            while !due.is_empty() {
-                attempts += 1;
-                // The first attempt shows the stored positions. After others, another process saves
-                // the same ones.
-                if attempts > 2 {
-                    sleep(conflicts.failed()).await;
-                }
-                let saves = due.iter().map(|(save, _)| (None, save)).collect();
-                let outcomes = self.save_texts(scope, saves).await?;
-                let mut rest = Vec::new();
-                for ((mut save, checkpoint), outcome) in due.into_iter().zip(outcomes) {
-                    let Some(stored) = outcome.position.filter(|_| !outcome.is_saved) else {
-                        continue;
-                    };
-                    match stored.parse::<Checkpoint>() {
-                        Ok(known) if !checkpoint.supersedes(&known) => {}
-                        Ok(_) => {
-                            save.expected = Some(stored);
-                            rest.push((save, checkpoint));
-                        }
-                        Err(_) => damaged = damaged.or(Some(save.shard)),
-                    }
-                }
-                due = rest;
-            }
-            match damaged {
+            let damaged = save_unfenced(checkpoints, |saves| async move {
+                self.save_texts(scope, saves.iter().map(|save| (None, save)).collect()).await
+            });
+            match damaged.await? {
                 None => Ok(()),
-                Some(shard) => {
+                Some((shard, _text)) => {
                     Err(corrupt_value(&Keys::of(scope), Key::Checkpoints, shard.as_str()))
                 }
             }
