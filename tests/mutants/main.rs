@@ -26,7 +26,7 @@ mod servers;
 mod switch;
 mod units;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -197,7 +197,8 @@ static WOVEN: LazyLock<Woven> = LazyLock::new(|| {
     let library = copy.source("lib.rs");
     let text = fs::read_to_string(&library).unwrap() + switch::SWITCH;
     fs::write(library, text).unwrap();
-    let binaries = copy.build(&["simulation", "fleets", "servers", "scripted"], "1");
+    let suites: BTreeSet<_> = LISTS.iter().map(|(suite, _)| *suite).collect();
+    let binaries = copy.build(&Vec::from_iter(suites), "1");
     Woven { copy, binaries, alone }
 });
 
