@@ -48,7 +48,7 @@ fn clear(facts: &mut Facts) {
 
 #[test]
 fn position_set_after_a_clear_keeps_old_epochs_over() {
-    let truth = Truth::new(1);
+    let truth = Truth::new(0, 1);
     let mut facts = truth.lock();
     clear(&mut facts);
     let after = table(CLEARED, Some(only_position()));
@@ -67,7 +67,7 @@ fn position_set_after_a_clear_keeps_old_epochs_over() {
 
 #[test]
 fn damage_after_a_clear_forbids_only_new_epochs() {
-    let truth = Truth::new(1);
+    let truth = Truth::new(0, 1);
     let mut facts = truth.lock();
     clear(&mut facts);
     facts.damage(&shard(), &table(CLEARED, Some(only_position())), false);

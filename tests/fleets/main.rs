@@ -54,6 +54,7 @@ mod records;
 mod regions;
 #[path = "../support/seeds.rs"]
 mod seeds;
+mod stale_reads;
 mod starts;
 mod steps;
 mod store;

@@ -216,6 +216,7 @@ impl World {
         self.faults_are_over = true;
         let mut facts = self.truth.lock();
         facts.late_end = None;
+        facts.stale_reads.end();
         facts.set_store(Condition::Healthy);
         for worker in &self.workers {
             facts.set_link(worker.ordinal, Condition::Healthy);

@@ -86,7 +86,16 @@ impl SimulatedStore {
             Condition::Hangs => pending().await,
             Condition::Healthy | Condition::Forgetful => {}
         }
-        self.stored.exchange(scope, exchange).await
+        let replica = {
+            let mut facts = self.truth.lock();
+            let replica = facts.stale_reads.replica();
+            if replica.is_some() {
+                let name = facts.workers[self.worker].name.clone();
+                facts.log(format_args!("a replica answers {name}"));
+            }
+            replica
+        };
+        replica.as_ref().unwrap_or(&self.stored).exchange(scope, exchange).await
     }
 
     async fn table_now(&self, scope: &Scope) -> LeaseTable {

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use crate::late_ends::LateEnd;
 use crate::link::{Condition, WorkerState};
 use crate::seeds::SeedResult;
+use crate::stale_reads::StaleReads;
 use crate::trace::Trace;
 
 /// A guarantee of the crate that must hold under all faults.
@@ -146,6 +147,7 @@ pub(crate) struct Facts {
     pub(crate) saved_ends: BTreeSet<(usize, u64)>,
     /// The fault of the next save of the end of a shard.
     pub(crate) late_end: Option<LateEnd>,
+    pub(crate) stale_reads: StaleReads,
     /// The condition of the store for all workers.
     pub(crate) store: Condition,
     /// The number of moves of positions.
@@ -165,7 +167,7 @@ pub(crate) struct Facts {
 }
 
 impl Truth {
-    pub(crate) fn new(shards: usize) -> Self {
+    pub(crate) fn new(seed: u64, shards: usize) -> Self {
         Self(Arc::new(Mutex::new(Facts {
             began: Instant::now(),
             trace: Trace::new(),
@@ -178,6 +180,7 @@ impl Truth {
             workers: Vec::new(),
             saved_ends: BTreeSet::new(),
             late_end: None,
+            stale_reads: StaleReads::new(seed),
             store: Condition::Healthy,
             moves: 0,
             cleared: 0,

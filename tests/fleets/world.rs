@@ -102,7 +102,7 @@ impl World {
                     .map_or(Outcome::Served, |(_, outcome)| outcome)
             }
         });
-        let truth = Truth::new(scene.shards);
+        let truth = Truth::new(seed, scene.shards);
         truth.log(format_args!("{scene:?}"));
         Self {
             scene,
@@ -138,6 +138,7 @@ impl World {
             self.join();
         }
         for _ in 0..self.scene.steps {
+            self.copy_for_stale_reads();
             self.step();
             self.outdate_listings();
             self.delay_ends();
