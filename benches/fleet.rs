@@ -1,8 +1,6 @@
 //! Measures how quickly a fleet rebalances, and the load on Redis.
 //!
-//!     cargo bench --features testing --bench fleet [-- growth]
-//!
-//! With `growth`, it measures how the load grows with shards and workers, in ten minutes.
+//!     cargo bench --features testing --bench fleet
 //!
 //! The workers are consumers in this process. Each has its own connection to a real redis-server.
 //! Kinesis is in memory, and its shards are idle. The clock is not paused: the times depend on the
@@ -30,9 +28,9 @@ use futures::future::{pending, ready};
 use futures::{FutureExt, StreamExt};
 use gated::Gated;
 use kinestream::store::Scope;
-use kinestream::store::lease::{AdminEdit, IfLeased, Lease};
+use kinestream::store::lease::Lease;
 use kinestream::testing::Kinesis;
-use kinestream::{Checkpoint, Consumer, RedisStore};
+use kinestream::{Consumer, RedisStore};
 use lease_access::LeaseAccess;
 use redis_server::RedisServer;
 use tokio::task::JoinHandle;
@@ -40,10 +38,6 @@ use tokio::time::sleep;
 
 const SHARDS: usize = 1000;
 const REST: Duration = Duration::from_secs(30);
-
-/// Shards and workers of the measurement of growth.
-const SIZES: [(usize, usize); 6] =
-    [(100, 10), (1000, 10), (1000, 100), (1000, 500), (10_000, 100), (10_000, 500)];
 
 /// A worker's connection to Redis.
 struct Line(Arc<AtomicBool>);
@@ -61,9 +55,6 @@ impl Line {
 struct Fleet {
     server: RedisServer,
     kinesis: Kinesis,
-    shards: usize,
-    look_interval: Duration,
-    discovery_interval: Duration,
     workers: Vec<(Line, JoinHandle<()>)>,
     seen_by: RedisStore,
 }
@@ -78,15 +69,12 @@ struct Load {
 }
 
 impl Fleet {
-    async fn new(shards: usize) -> Self {
+    async fn new() -> Self {
         let server = RedisServer::start(&[]);
         let kinesis = Kinesis::new();
-        kinesis.create_stream("orders", shards);
+        kinesis.create_stream("orders", SHARDS);
         let seen_by = RedisStore::connect(&server.url()).await.unwrap();
-        let look_interval = Duration::from_millis(100);
-        let discovery_interval = Duration::from_secs(30);
-        let workers = Vec::new();
-        Self { server, kinesis, shards, look_interval, discovery_interval, workers, seen_by }
+        Self { server, kinesis, workers: Vec::new(), seen_by }
     }
 
     async fn join(&mut self) {
@@ -105,7 +93,7 @@ impl Fleet {
         });
         let consumer = Consumer::builder(self.kinesis.client(), "orders")
             .interval(Duration::from_secs(20))
-            .discovery_interval(self.discovery_interval)
+            .discovery_interval(Duration::from_secs(30))
             .worker_id(format!("worker-{:03}", self.workers.len()))
             .store(store)
             .build()
@@ -131,7 +119,7 @@ impl Fleet {
             }
             let least = shares.values().min().copied().unwrap_or(0);
             let most = shares.values().max().copied().unwrap_or(0);
-            if shares.values().sum::<usize>() == self.shards
+            if shares.values().sum::<usize>() == SHARDS
                 && shares.len() == alive
                 && most <= least + 1
             {
@@ -139,7 +127,7 @@ impl Fleet {
             }
             assert!(began.elapsed() < Duration::from_secs(300), "{shares:?}");
             // Poll slowly, since the table read is a load on Redis as well.
-            sleep(self.look_interval).await;
+            sleep(Duration::from_millis(100)).await;
         }
     }
 
@@ -181,7 +169,7 @@ impl Fleet {
 }
 
 async fn measure(workers: usize) {
-    let mut fleet = Fleet::new(SHARDS).await;
+    let mut fleet = Fleet::new().await;
     for _ in 0..workers {
         fleet.join().await;
     }
@@ -190,59 +178,23 @@ async fn measure(workers: usize) {
     fleet.join().await;
     let joined = fleet.until_even().await;
     sleep(REST).await;
-    let [scripts, commands, _bytes] = fleet.load_at_rest().await;
+    let [scripts, commands, bytes] = fleet.load_at_rest().await;
     let (line, _reading) = &fleet.workers[0];
     line.cut();
     let taken = fleet.until_even().await;
     println!(
-        "{workers:7} | {started:10.2} | {joined:8.2} | {taken:8.2} | {scripts:9.2} | {commands:10.2}"
-    );
-    fleet.end();
-}
-
-async fn measure_growth(shards: usize, workers: usize) {
-    let mut fleet = Fleet::new(shards).await;
-    fleet.look_interval = Duration::from_secs(1);
-    // Without the regular requests of the whole table, which are measured apart.
-    fleet.discovery_interval = Duration::from_secs(3600);
-    let scope = Scope::new("default", "orders");
-    for _ in 0..workers {
-        fleet.join().await;
-    }
-    let started = fleet.until_even().await;
-    sleep(REST).await;
-    let [_scripts, commands, bytes] = fleet.load_at_rest().await;
-    let before = fleet.load().bytes;
-    fleet.seen_by.table(&scope).await.unwrap();
-    let whole = fleet.load().bytes - before;
-    // One change that every worker reads by its next renewal.
-    let shard = "shardId-000000000000".parse().unwrap();
-    let edit = AdminEdit::Set { positions: vec![(shard, Checkpoint::TrimHorizon)] };
-    fleet.seen_by.edit(&scope, &edit, IfLeased::Force).await.unwrap();
-    let before = fleet.load().bytes;
-    sleep(REST).await;
-    let change = (fleet.load().bytes - before) as f64 - bytes * REST.as_secs_f64();
-    println!(
-        "{shards:6} | {workers:7} | {started:10.2} | {commands:10.2} | {:9.1} | {:9.2} | {:9.1}",
-        bytes / 1000.0,
-        change / 1000.0 / workers as f64,
-        whole as f64 / 1000.0,
+        "{workers:7} | {started:10.2} | {joined:8.2} | {taken:8.2} | {scripts:9.2} | {commands:10.2} | {:.1}",
+        bytes / 1000.0
     );
     fleet.end();
 }
 
 #[tokio::main]
 async fn main() {
-    if std::env::args().any(|argument| argument == "growth") {
-        println!("commands and kB per second at rest; kB per worker after one change; whole table");
-        println!("shards | workers | from start | commands/s |    kB/s   | kB/change |    kB");
-        for (shards, workers) in SIZES {
-            measure_growth(shards, workers).await;
-        }
-        return;
-    }
-    println!("{SHARDS} shards; seconds until the shares are even; Redis calls per second at rest");
-    println!("workers | from start | one joins | one fails | scripts/s | commands/s");
+    println!(
+        "{SHARDS} shards; seconds until the shares are even; Redis calls and kB per second at rest"
+    );
+    println!("workers | from start | one joins | one fails | scripts/s | commands/s | kB/s");
     for workers in [1, 10, 100] {
         measure(workers).await;
     }

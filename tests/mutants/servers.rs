@@ -27,7 +27,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "no call detects a lost key",
         file: "store/redis/exchange.lua",
-        right: "if cached.F.generation and select(2, find_keys(cached.F.keys)) then",
+        right: "if fleet.generation and has_lost_key() then",
         wrong: "if false then",
         breaks: &["notices_loss"],
     },

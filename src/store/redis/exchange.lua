@@ -6,7 +6,7 @@ local time = redis.call('TIME')
 local micros = time[1] * 1000000 + time[2]
 local millis = math.floor(micros / 1000)
 -- The fields of hashes that were read as a whole, by kind.
-local cached, last_argument = {}, 0
+local cached, last_argument = { F = fleet }, 0
 -- The entries of the reply, and which they are.
 local shown, seen = {}, {}
 
@@ -20,11 +20,7 @@ local function next_argument()
 end
 
 local function cache(kind)
-  local answer = cached[kind] and {} or redis.call('HGETALL', HASHES[kind])
-  cached[kind] = cached[kind] or {}
-  for index = 1, #answer, 2 do
-    cached[kind][answer[index]] = answer[index + 1]
-  end
+  cached[kind] = cached[kind] or read_hash(HASHES[kind])
   return cached[kind]
 end
 
@@ -39,7 +35,7 @@ local function text_of(kind, field)
     return redis.call('HGET', HASHES[kind], field)
   end
   local text = cached[kind][field]
-  if kind == 'F' and not text and cached.F.generation and field ~= 'further' then
+  if kind == 'F' and not text and fleet.generation and field ~= 'further' then
     return '0'
   end
   return text and kind == 'W' and string.gsub(text, '^(%d+ %d+ %d+) %d+', '%1', 1) or text
@@ -58,7 +54,7 @@ end
 
 -- Starts a new version and returns the last one.
 local function next_version()
-  local before = cached.F.version or '0'
+  local before = fleet.version or '0'
   set('F', 'version', digits(math.max(micros, tonumber(before) + 1)))
   return before
 end
@@ -73,7 +69,7 @@ end
 
 -- Shows what has changed since a version. Returns false if a step since then is unknown.
 local function show_steps_since(version)
-  local at = cached.F.version or '0'
+  local at = fleet.version or '0'
   for index = 1, version == at and 0 or REMEMBERED_STEPS do
     local is_step, words = pcall(cmsgpack.unpack, redis.call('LINDEX', STEPS, -index) or '')
     if at == version or not is_step or type(words) ~= 'table' or words[2] ~= at then
@@ -87,10 +83,9 @@ local function show_steps_since(version)
   return at == version
 end
 
-cache('F')
 cache('W')
 for _, field in ipairs({ 'generation', 'version', 'cleared', 'first_poll', 'epoch' }) do
-  local number = cached.F[field] or '0'
+  local number = fleet[field] or '0'
   if not string.match(number, '^%d+$') or tonumber(number) >= LIMIT then
     -- Treated like a lost key.
     set('F', field, '0')
@@ -98,16 +93,16 @@ for _, field in ipairs({ 'generation', 'version', 'cleared', 'first_poll', 'epoc
   end
 end
 
-if cached.F.generation and select(2, find_keys(cached.F.keys)) then
-  if string.find(cached.F.keys, 'ch') and redis.call('EXISTS', CHECKPOINTS) == 0 then
+if fleet.generation and has_lost_key() then
+  if string.find(fleet.keys, 'checkpoints') and redis.call('EXISTS', CHECKPOINTS) == 0 then
     -- A lease without its checkpoint would be read from the starting position.
     redis.call('DEL', LEASES)
   end
   -- Workers restore what they know in a new generation. Its version has no step, so that it is read
   -- as a whole.
   next_version()
-  set('F', 'generation', digits(math.max(micros, cached.F.generation + 1)))
-  redis.call('HSET', FLEET, 'keys', (find_keys()))
+  set('F', 'generation', digits(math.max(micros, fleet.generation + 1)))
+  set('F', 'keys', existing_keys())
 end
 
 local expired = {}
@@ -122,7 +117,7 @@ for name in pairs(cached.W) do
 end
 
 local known, version = next_argument(), next_argument()
-local is_made = version == '' or version == (cached.F.version or '0')
+local is_made = version == '' or version == (fleet.version or '0')
 for _ = 1, tonumber(next_argument()) do
   is_made = digits(expiry_of(next_argument())) == next_argument() and is_made
 end
@@ -142,11 +137,12 @@ if is_made and #words > 0 then
     set(unpack(entry, 1, 3))
   end
   table.insert(words, 1, next_version())
-  table.insert(words, 2, cached.F.version)
+  table.insert(words, 2, fleet.version)
   redis.call('SETNX', FORMAT, '1')
   redis.call('RPUSH', STEPS, cmsgpack.pack(words))
   redis.call('LTRIM', STEPS, -REMEMBERED_STEPS, -1)
-  redis.call('HSET', FLEET, 'keys', (find_keys()))
+  set('F', 'format', '1')
+  set('F', 'keys', existing_keys())
 end
 while last_argument < #ARGV do
   local name, entry, duration = next_argument(), next_argument(), next_argument()
@@ -167,5 +163,8 @@ end
 for _, entry in ipairs(is_made and {} or entries) do
   show(entry[1], entry[2])
 end
-local head = redis.call('HGETALL', FLEET)
+local head = {}
+for field, text in pairs(fleet) do
+  head[#head + 1], head[#head + 2] = field, text
+end
 return { is_made and 1 or 0, is_whole and 1 or 0, digits(micros), expired, head, shown }

@@ -1,5 +1,4 @@
-local listed, answers = redis.call('HGET', FLEET, 'keys'), {}
-local _, has_lost = find_keys(listed)
+local answers, has_lost = {}, has_lost_key()
 for index = 1, #ARGV, 4 do
   local shard, epoch, expected, text = unpack(ARGV, index, index + 3)
   -- After a loss, no shard has a lease until an exchange has noticed it.
@@ -15,7 +14,7 @@ for index = 1, #ARGV, 4 do
   answers[#answers + 1] = argument_of(lease)
   answers[#answers + 1] = is_saved and text or stored
 end
-if listed and not has_lost then
-  redis.call('HSET', FLEET, 'keys', (find_keys()))
+if fleet.keys and not has_lost and not string.find(fleet.keys, 'checkpoints') then
+  redis.call('HSET', FLEET, 'keys', existing_keys())
 end
 return answers
