@@ -106,9 +106,6 @@ pub struct Lease {
     /// retention period before this time may have lost records. `None` if an earlier version of
     /// this crate added the shard and no listing has shown it since.
     pub added: Option<u64>,
-    /// The time at which the owner acquired the lease, in milliseconds by the store's clock; `None`
-    /// if an earlier version of this crate assigned it.
-    pub acquired: Option<u64>,
     /// The shard's position; `None` if the reader is to choose it.
     pub checkpoint: Option<Checkpoint>,
     /// The reason why the stored lease or position cannot be read, and where it is stored; `None`

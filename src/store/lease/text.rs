@@ -4,7 +4,7 @@
 //! |---|---|
 //! | head | `generation cleared first_poll latest_epoch` |
 //! | worker | `incarnation joined lease_duration capacity` |
-//! | lease | `epoch owner next_owner origin parents state start unlisted added acquired` |
+//! | lease | `epoch owner next_owner origin parents state start unlisted added` |
 //! | position | the text of a [`Checkpoint`](crate::Checkpoint) |
 //!
 //! `-` stands for a missing value, `?` for unknown parents, and parents are separated by commas. The
@@ -94,7 +94,6 @@ pub(in crate::store) fn parse_lease(text: &str) -> Option<Lease> {
         _ => return None,
     };
     let (start, unlisted, added) = (optional(next())?, optional(next())?, optional(next())?);
-    let acquired = optional(next())?;
     let further = further(words);
     Some(Lease {
         epoch,
@@ -107,7 +106,6 @@ pub(in crate::store) fn parse_lease(text: &str) -> Option<Lease> {
         start,
         unlisted,
         added,
-        acquired,
         further,
         ..Lease::default()
     })
@@ -122,13 +120,10 @@ pub(super) fn format_lease(lease: &Lease) -> String {
     let start = lease.start.as_ref().map_or(NONE, SequenceNumber::as_str);
     let time = |word: Option<u64>| word.map_or(NONE.to_owned(), |time| time.to_string());
     let (unlisted, added) = (time(lease.unlisted), time(lease.added));
-    // Texts stay as they are for leases without it.
-    let is_short = lease.acquired.is_none() && lease.further.0.is_none();
-    let acquired = if is_short { String::new() } else { format!(" {}", time(lease.acquired)) };
     let (epoch, origin) = (lease.epoch, lease.origin);
     extended(
         format!(
-            "{epoch} {owner} {next_owner} {origin} {parents} {state} {start} {unlisted} {added}{acquired}"
+            "{epoch} {owner} {next_owner} {origin} {parents} {state} {start} {unlisted} {added}"
         ),
         &lease.further,
     )
@@ -207,7 +202,6 @@ mod tests {
             start in prop::option::of("0|[1-9][0-9]{0,128}"),
             unlisted: Option<u64>,
             added: Option<u64>,
-            acquired: Option<u64>,
             later in prop::option::of("[a-z0-9-]{1,5}( [a-z0-9-]{1,5})?"),
         ) {
             let further = Further(later.map(Into::into));
@@ -223,7 +217,6 @@ mod tests {
                 start: start.map(|start| start.parse().unwrap()),
                 unlisted,
                 added,
-                acquired,
                 further: further.clone(),
                 ..Lease::default()
             };
