@@ -93,9 +93,9 @@ fn length_of_request(exchange: &Exchange) -> usize {
 
 fn length_of_answer(answer: &Exchanged) -> usize {
     let entries = answer.entries.iter().map(|(key, text)| length(key, [text.as_ref(), None]));
-    let heartbeats = match &answer.heartbeats {
-        Heartbeats::Expired(heartbeats) | Heartbeats::Last(heartbeats) => heartbeats,
-        _ => panic!("expected known heartbeats"),
+    let (Heartbeats::Expired(heartbeats) | Heartbeats::Last(heartbeats)) = &answer.heartbeats
+    else {
+        panic!("expected one of the known kinds of heartbeats");
     };
     entries.sum::<usize>() + length_of_heartbeats(heartbeats) + 2 * size_of::<u64>()
 }
