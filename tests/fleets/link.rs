@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use kinestream::ShardId;
 use kinestream::store::lease::{Exchange, Exchanged, LeaseTable};
 use kinestream::testing::WallClock;
 use tokio::time::Instant;
@@ -210,6 +211,18 @@ impl Facts {
             (_, Condition::Healthy) => state.condition,
             (_, condition) => condition,
         }
+    }
+
+    /// Registers the response to a read. The worker may have learned that a shard can be read.
+    pub(crate) fn note_read(&mut self, worker: usize, answer: &Exchanged, after: &LeaseTable) {
+        let is_read = |shard: &ShardId| {
+            let is_shown = answer.entries.iter().any(|(key, _)| key.shard() == Some(shard));
+            is_shown && after.leases.get(shard).is_some_and(|lease| lease.unreadable.is_none())
+        };
+        let read = after.leases.keys().filter(|shard| is_read(shard));
+        read.for_each(|shard| {
+            self.workers[worker].unreadable.remove(&index_of(shard));
+        });
     }
 
     /// Registers the response to an exchange that the worker sent at this time. `after` is the table

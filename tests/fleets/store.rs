@@ -95,7 +95,11 @@ impl SimulatedStore {
             }
             replica
         };
-        replica.as_ref().unwrap_or(&self.stored).exchange(scope, exchange).await
+        let source = replica.as_ref().unwrap_or(&self.stored);
+        let answer = source.exchange(scope, exchange).await?;
+        let after = source.table(scope).await.expect("the memory store never fails");
+        self.truth.lock().note_read(self.worker, &answer, &after);
+        Ok(answer)
     }
 
     async fn table_now(&self, scope: &Scope) -> LeaseTable {
