@@ -157,6 +157,23 @@ mod tests {
         assert_eq!(first_drops.load(Ordering::SeqCst), 0, "the test leaked a clone");
     }
 
+    /// Registered wakers are dropped under locks of this crate, tokio and futures.
+    #[test]
+    fn registered_waker_holds_no_reference_to_the_caller() {
+        struct Sleeper;
+        impl Wake for Sleeper {
+            fn wake(self: Arc<Self>) {}
+        }
+        let (caller_waker, caller) = (CallerWaker::new(), Arc::new(Sleeper));
+        let theirs = Waker::from(Arc::clone(&caller));
+        let registered = [(); 3].map(|()| caller_waker.follow(&theirs));
+        // The references of `caller`, of `theirs` and of the slot.
+        assert_eq!(Arc::strong_count(&caller), 3);
+        drop(caller_waker);
+        assert_eq!(Arc::strong_count(&caller), 2);
+        drop(registered);
+    }
+
     #[test]
     fn panicking_wake_is_attempted_at_most_three_times() {
         for (panics, expected) in [(0, 1), (1, 2), (2, 3), (9, 3)] {

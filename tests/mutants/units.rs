@@ -79,4 +79,14 @@ pub(crate) const MISTAKES: &[Mistake] = &[
             "store::lease::tests::conflicts::worker_is_given_a_text_that_was_damaged_without_a_step",
         ],
     },
+    Mistake {
+        what: "a stream registers the waker of its caller directly",
+        file: "wakers/caller.rs",
+        right: "let is_known = self",
+        wrong: "if !waker.data().is_null() {\n return waker.clone();\n }\n let is_known = self",
+        breaks: &[
+            "wakers::caller::tests::registered_waker_holds_no_reference_to_the_caller",
+            "wakers::caller::tests::panicking_wake_is_attempted_at_most_three_times",
+        ],
+    },
 ];
