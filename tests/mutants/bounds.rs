@@ -144,4 +144,11 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         wrong: "view.leases.retain(|_, lease| holder(lease).is_some());",
         breaks: &["bounds::only_shards::workers_with_disjoint_sets_read_their_own_shards"],
     },
+    Mistake {
+        what: "a worker accepts shards until its stream has ended",
+        file: "fleet/duties.rs",
+        right: "self.accepts_nothing()\n            || self.deps",
+        wrong: "self.deps",
+        breaks: &["bounds::jobs::children_are_read_after_a_worker_without_a_shard_has_ended"],
+    },
 ];
