@@ -191,7 +191,9 @@ impl Worker {
             self.pending.extend(self.deps.discovery.first_poll_change(first_poll));
         }
         self.wanted_table = WantedTable::Changed;
-        for shard_id in finished {
+        for (shard_id, epoch) in finished {
+            // Records in flight may still be acknowledged, and the writer would report the end again.
+            self.deps.writer.untrack(&shard_id, epoch);
             self.deps.telemetry.emit(Event::ShardFinished { shard_id });
         }
         for (shard_id, epoch) in lost {

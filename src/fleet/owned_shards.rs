@@ -129,7 +129,7 @@ pub(super) struct Reconciliation {
     /// Shards to hand off.
     pub(super) leaving: Vec<ShardId>,
     /// Shards that another worker or process has finished, in the epoch of this worker.
-    pub(super) finished: Vec<ShardId>,
+    pub(super) finished: Vec<(ShardId, u64)>,
     /// Shards that the worker has lost, with the epochs of their leases.
     pub(super) lost: Vec<(ShardId, u64)>,
 }
@@ -249,7 +249,7 @@ impl OwnedShards {
                         return true;
                     }
                     if !is_complete {
-                        settled.finished.push(shard.clone());
+                        settled.finished.push((shard.clone(), epoch));
                     }
                     holding.stop();
                     return false;
@@ -409,6 +409,32 @@ mod tests {
         // The shard is not opened again in that epoch.
         let settled = owned.reconcile(&seen);
         assert!(settled.opened.is_empty() && settled.lost.is_empty());
+    }
+
+    #[test]
+    fn end_that_another_worker_has_stored_is_reported_once() {
+        let mut seen = table(&[("me", 1)], &[Some("me"), Some("me"), Some("me")]);
+        let mut owned = OwnedShards::new("me".into(), 1);
+        for number in 0..3 {
+            let lease = seen.leases[&shard(number)].clone();
+            let watermark = Arc::new(Watermark::default());
+            if number > 0 {
+                assert!(watermark.end().is_some(), "every record is acknowledged");
+            }
+            owned.take(shard(number), OwnedShard::new(lease, lease_handle(), watermark, None));
+        }
+        // The writer has reported the end of shard 2, and is about to report that of shard 1.
+        owned.get(&shard(2), 7).unwrap().is_end_saved = true;
+        let handle = owned.shards[&shard(0)].lease_handle.clone();
+        for lease in seen.leases.values_mut() {
+            (lease.checkpoint, lease.owner) = (Some(Checkpoint::ShardEnd), None);
+        }
+        let settled = owned.reconcile(&seen);
+        assert_eq!(settled.finished, [(shard(0), 7)]);
+        assert!(settled.lost.is_empty() && settled.changes.is_empty());
+        assert!(handle.is_over());
+        assert!(owned.shards.keys().eq([&shard(1)]));
+        assert!(owned.reconcile(&seen).finished.is_empty());
     }
 
     #[test]

@@ -194,6 +194,13 @@ impl Writer {
         Arc::new(advancing)
     }
 
+    /// Stops saving the position of a shard, because another worker has stored its end.
+    pub(crate) fn untrack(&self, shard: &ShardId, epoch: u64) {
+        let before = self.shared.lock().watched.remove(&(shard.clone(), epoch));
+        // Dropped without the lock, since it holds wakers.
+        drop(before);
+    }
+
     /// Returns true if the outage of the store was not reported yet. The caller then reports it.
     pub(crate) fn claim_outage_report(&self) -> bool {
         !std::mem::replace(&mut self.shared.lock().is_outage_reported, true)

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
 use kinestream::store::Scope;
+use kinestream::store::lease::{Change, HeartbeatRequest};
 use kinestream::testing::Stream;
 use kinestream::{Checkpoint, CheckpointOn, CheckpointStore, Event, MemoryStore, Record, Records};
 use tokio::time::{sleep, timeout};
 
 use crate::gated::{Gated, GatedCall};
+use crate::lease_access::LeaseAccess;
 use crate::store::recording_store::RecordingStore;
 use crate::{assert_silent, consumer, next, number, orders};
 
@@ -83,4 +85,49 @@ async fn end_of_a_shard_that_the_store_has_confirmed_and_lost_is_restored() {
     let events = std::iter::from_fn(|| events.next().now_or_never().flatten());
     let finished = events.filter(|event| matches!(event, Event::ShardFinished { .. })).count();
     assert_eq!(finished, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn shard_whose_end_is_stored_is_no_longer_held() {
+    let (kinesis, orders) = orders(1);
+    let builder = consumer(&kinesis).checkpoint_on(CheckpointOn::Ack).store(MemoryStore::new());
+    let consumer = builder.build().unwrap();
+    let mut records = consumer.records();
+    let last = read_to_the_end(&orders, &mut records).await;
+    assert_eq!(consumer.health().leases_held, 1);
+    last.ack();
+    next(&mut records).await;
+    sleep(30 * SECOND).await;
+    assert_eq!(consumer.health().leases_held, 2, "the children are held");
+}
+
+/// Another process stores the end of the shard in the epoch of this worker, which has the last
+/// record in flight.
+#[tokio::test(start_paused = true)]
+async fn end_that_another_process_stores_is_reported_once() {
+    let (kinesis, orders) = orders(1);
+    let store = MemoryStore::new();
+    let builder = consumer(&kinesis).checkpoint_on(CheckpointOn::Ack).store(store.clone());
+    let consumer = builder.build().unwrap();
+    let (mut events, mut records) = (consumer.events(), consumer.records());
+    let last = read_to_the_end(&orders, &mut records).await;
+    let shard = orders.shard(0).id();
+    let mut request = HeartbeatRequest::new("other", 1, SECOND);
+    request.leaving = true;
+    request.changes = vec![Change::Finish { shard: shard.clone(), epoch: last.epoch() }];
+    store.heartbeat(&Scope::new("default", "orders"), &request).await.unwrap();
+    let child = timeout(30 * SECOND, records.next()).await.expect("a record of a child");
+    assert_ne!(number(&child.unwrap().unwrap()), 0);
+    let mut ends = || {
+        let events = std::iter::from_fn(|| events.next().now_or_never().flatten());
+        let ends = events.filter(|event| {
+            let is_end = matches!(event, Event::ShardFinished { .. } | Event::LeaseLost { .. });
+            is_end && event.shard_id() == Some(&shard)
+        });
+        ends.collect::<Vec<Event>>()
+    };
+    assert_eq!(ends(), [Event::ShardFinished { shard_id: shard.clone() }]);
+    last.ack();
+    sleep(10 * SECOND).await;
+    assert_eq!(ends(), []);
 }
