@@ -389,6 +389,21 @@ mod tests {
     }
 
     #[test]
+    fn passed_position_is_dropped_if_later_records_are_acknowledged_with_those_before_it() {
+        let (watermark, records) = (Watermark::default(), records(3));
+        watermark.begin_delivery(1, 0);
+        let until = std::time::SystemTime::UNIX_EPOCH;
+        let passed = QuietPosition { after: "1010".parse().ok(), until };
+        assert!(watermark.note_passed(passed).is_none(), "the record before it is in flight");
+        watermark.begin_delivery(2, 0);
+        for (number, place) in [&records[1], &records[2], &records[0]] {
+            let _advance = watermark.acknowledge(*number, whole(place), 0);
+        }
+        let last = "AFTER_SEQUENCE_NUMBER:1021".parse().ok();
+        assert_eq!(watermark.position(), last);
+    }
+
+    #[test]
     fn acknowledged_record_makes_room_and_wakes_the_stream() {
         let watermark = Watermark::default();
         let (waker, count) = futures_test_waker();

@@ -151,4 +151,11 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         wrong: "self.deps",
         breaks: &["bounds::jobs::children_are_read_after_a_worker_without_a_shard_has_ended"],
     },
+    Mistake {
+        what: "a response at the tip is passed over if the listing fails",
+        file: "source/polling.rs",
+        right: "self.fetch_state.end_at_tip().await? {\n            self.iterator = None;\n",
+        wrong: "self.fetch_state.end_at_tip().await? {\n",
+        breaks: &["bounds::endings::record_of_a_discarded_response_at_the_tip_is_fetched_again"],
+    },
 ];

@@ -16,6 +16,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod bounds;
+mod delivery;
 mod dynamodb;
 mod fleets;
 mod kcl;
@@ -206,7 +207,7 @@ static WOVEN: LazyLock<Woven> = LazyLock::new(|| {
 const LIBRARY: &str = "kinestream";
 
 /// The suites, each with the bugs that it must find.
-const LISTS: [(&str, &[Mistake]); 8] = [
+const LISTS: [(&str, &[Mistake]); 9] = [
     ("simulation", reader::MISTAKES),
     ("fleets", fleets::MISTAKES),
     ("servers", servers::MISTAKES),
@@ -214,6 +215,7 @@ const LISTS: [(&str, &[Mistake]); 8] = [
     ("servers", kcl::MISTAKES),
     ("scripted", scripted::MISTAKES),
     ("scripted", bounds::MISTAKES),
+    ("scripted", delivery::MISTAKES),
     (LIBRARY, units::MISTAKES),
 ];
 

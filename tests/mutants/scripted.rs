@@ -58,17 +58,6 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["fetching::pacing::prefetch_starts_with_the_second_record_of_a_batch"],
     },
     Mistake {
-        what: "a batch moves forward by the length of a run instead of its delivered records",
-        file: "shard/delivery.rs",
-        right: "        let (batch, guard) = (self.batch.clone(), Arc::clone(lease_handle.guard()));\n",
-        wrong: "        let (batch, guard) = (self.batch.clone(), Arc::clone(lease_handle.guard()));\n\
-                self.batch.advance(left);\n\
-                self.first = Some(next + left as u64);\n",
-        breaks: &[
-            "store::store_outages::records_left_in_a_run_are_delivered_after_its_lease_is_restored",
-        ],
-    },
-    Mistake {
         what: "the memory of a response is released when it is decoded",
         file: "source/get_records.rs",
         right: "let space = memory.keep(response.memory());",

@@ -89,4 +89,13 @@ pub(crate) const MISTAKES: &[Mistake] = &[
             "wakers::caller::tests::panicking_wake_is_attempted_at_most_three_times",
         ],
     },
+    Mistake {
+        what: "a position that was passed moves the checkpoint back from later records",
+        file: "checkpoint/watermark/state.rs",
+        right: "filter(|(number, _)| *number == self.prefix)",
+        wrong: "filter(|(number, _)| *number <= self.prefix)",
+        breaks: &[
+            "checkpoint::watermark::tests::passed_position_is_dropped_if_later_records_are_acknowledged_with_those_before_it",
+        ],
+    },
 ];

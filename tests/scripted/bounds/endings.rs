@@ -432,3 +432,24 @@ async fn reading_without_an_ending_does_not_end() {
     next(&mut records).await;
     assert_silent(&mut records).await;
 }
+
+/// The listing that decides whether a shard at its tip is still open fails. The response that was
+/// received meanwhile is discarded, and its record must not be passed over.
+#[tokio::test(start_paused = true)]
+async fn record_of_a_discarded_response_at_the_tip_is_fetched_again() {
+    for responses in 0..3 {
+        let (kinesis, orders) = orders(1);
+        orders.shard(0).put("0");
+        let consumer = to_the_tip(&kinesis).build().unwrap();
+        let mut records = consumer.records();
+        assert_eq!(number(&next(&mut records).await), 0);
+        kinesis.next_calls("ListShards", 1, Outcome::Refused);
+        let before = calls(&kinesis, "GetRecords").len();
+        let reading = tokio::spawn(async move { rest(&mut records).await });
+        while calls(&kinesis, "GetRecords").len() < before + responses {
+            sleep(SECOND / 100).await;
+        }
+        orders.shard(0).put("1");
+        assert_eq!(reading.await.unwrap(), [1], "after {responses} responses");
+    }
+}

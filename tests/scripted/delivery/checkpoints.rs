@@ -4,14 +4,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
-use kinestream::{CheckpointOn, ErrorKind, SequenceNumber};
+use kinestream::store::Scope;
+use kinestream::testing::Stream;
+use kinestream::{CheckpointOn, CheckpointStore, ErrorKind, MemoryStore, SequenceNumber};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::gated::{Gated, GatedCall};
 use crate::store::recording_store::RecordingStore;
-use crate::{assert_silent, consumer, next, number, orders};
+use crate::{assert_silent, consumer, next, number, orders, put};
+
+const SECOND: Duration = Duration::from_secs(1);
 
 fn after(number: &SequenceNumber) -> String {
     format!("AFTER_SEQUENCE_NUMBER:{number}")
+}
+
+/// Returns the stored position of the first shard.
+async fn stored(store: &MemoryStore, orders: &Stream) -> Option<String> {
+    let stored = store.load(&Scope::new("default", "orders")).await.unwrap();
+    stored.get(&orders.shard(0).id()).map(ToString::to_string)
 }
 
 #[tokio::test(start_paused = true)]
@@ -309,5 +321,100 @@ async fn record_is_redelivered_first_after_its_handler_panics() {
         for expected in 2..5 {
             assert_eq!(number(&next(&mut records).await), expected, "{mode:?}");
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn closed_stream_yields_no_record_of_the_run_in_delivery() {
+    let (kinesis, orders) = orders(1);
+    put(&orders, 0..10);
+    let consumer = consumer(&kinesis).build().unwrap();
+    let mut records = consumer.records();
+    for expected in 0..3 {
+        assert_eq!(number(&next(&mut records).await), expected);
+    }
+    // The worker still holds the lease.
+    assert!(consumer.close().now_or_never().is_none());
+    let after = records.next().await;
+    assert!(after.is_none(), "{after:?}");
+}
+
+/// The save of the first record is under way when the second one is acknowledged and the consumer is
+/// closed.
+#[tokio::test(start_paused = true)]
+async fn close_during_a_save_waits_for_the_save_of_later_acknowledgements() {
+    let (kinesis, orders) = orders(1);
+    let (store, permits) = (MemoryStore::new(), Arc::new(Semaphore::new(0)));
+    let gated = Gated::new(store.clone(), {
+        let permits = Arc::clone(&permits);
+        move |call| {
+            let permits = Arc::clone(&permits);
+            async move {
+                if call == GatedCall::Save {
+                    permits.acquire().await.unwrap().forget();
+                }
+                Ok(())
+            }
+            .boxed()
+        }
+    });
+    put(&orders, 0..2);
+    let builder = consumer(&kinesis).checkpoint_on(CheckpointOn::Ack).store(gated);
+    let consumer = builder.build().unwrap();
+    let mut records = consumer.records();
+    let [first, second] = [next(&mut records).await, next(&mut records).await];
+    first.ack();
+    sleep(3 * SECOND).await;
+    second.ack();
+    let closing = tokio::spawn({
+        let consumer = consumer.clone();
+        async move { consumer.close().await }
+    });
+    sleep(SECOND).await;
+    permits.add_permits(1);
+    sleep(SECOND).await;
+    assert_eq!(stored(&store, &orders).await, Some(after(first.sequence_number())));
+    assert!(!closing.is_finished());
+    permits.add_permits(10);
+    closing.await.unwrap().unwrap();
+    assert_eq!(stored(&store, &orders).await, Some(after(second.sequence_number())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn record_acknowledged_between_two_saves_is_saved_when_the_consumer_is_dropped() {
+    let (kinesis, orders) = orders(1);
+    let store = MemoryStore::new();
+    put(&orders, 0..1);
+    let builder = consumer(&kinesis).checkpoint_on(CheckpointOn::Ack).store(store.clone());
+    let consumer = builder.checkpoint_interval(600 * SECOND).build().unwrap();
+    let mut records = consumer.records();
+    let record = next(&mut records).await;
+    drop(records);
+    // The worker leaves, with its last save.
+    sleep(30 * SECOND).await;
+    record.ack();
+    drop(consumer);
+    sleep(SECOND).await;
+    assert_eq!(stored(&store, &orders).await, Some(after(record.sequence_number())));
+}
+
+/// Arrival times come from hosts whose clocks differ by up to five minutes.
+#[tokio::test(start_paused = true)]
+async fn restart_of_an_empty_shard_reads_the_record_of_a_host_whose_clock_is_behind() {
+    let (kinesis, orders) = orders(1);
+    let store = MemoryStore::new();
+    let builder = consumer(&kinesis).store(store.clone());
+    let first = builder.clone().build().unwrap();
+    let mut records = first.records();
+    assert!(timeout(90 * SECOND, records.next()).await.is_err());
+    drop(records);
+    first.close().await.unwrap();
+    let until = stored(&store, &orders).await.expect("a stored position");
+    assert!(until.starts_with("CAUGHT_UP:"), "{until}");
+    orders.shard(0).put_at(kinesis.now() - 240 * SECOND, "0");
+    orders.shard(0).put("1");
+    let mut records = builder.build().unwrap().records();
+    for expected in 0..2 {
+        assert_eq!(number(&next(&mut records).await), expected);
     }
 }

@@ -9,7 +9,7 @@ use futures::future::{BoxFuture, ready};
 use futures::{FutureExt, StreamExt};
 use kinestream::store::Scope;
 use kinestream::store::lease::{Change, HeartbeatRequest};
-use kinestream::{Checkpoint, CheckpointStore, Error, ErrorKind, ShardId};
+use kinestream::{Checkpoint, CheckpointOn, CheckpointStore, Error, ErrorKind, IfLeased, ShardId};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -307,7 +307,7 @@ async fn lease_is_handed_off_while_checkpoint_writes_fail() {
 }
 
 /// A run of records ends when its lease expires. If the lease is restored, reading continues with the
-/// record after the last one delivered.
+/// record after the last one delivered, and the checkpoint follows.
 #[tokio::test(start_paused = true)]
 async fn records_left_in_a_run_are_delivered_after_its_lease_is_restored() {
     for delivered in [1, 2, 50, 128, 129, 200] {
@@ -340,5 +340,96 @@ async fn records_left_in_a_run_are_delivered_after_its_lease_is_restored() {
         for expected in delivered..300 {
             assert_eq!(number(&next(&mut records).await), expected);
         }
+        // The records that the run did not deliver hold no checkpoint.
+        let quiet = timeout(LEASE, records.next()).await;
+        assert!(quiet.is_err(), "expected no further record: {quiet:?}");
+        let (shard, scope) = (fleet.orders.shard(0), Scope::new("default", "orders"));
+        let stored = fleet.store.load(&scope).await.unwrap().remove(&shard.id());
+        let last = format!("AFTER_SEQUENCE_NUMBER:{}", shard.sequence_numbers()[299]);
+        let stored = stored.map(|stored| stored.to_string());
+        assert_eq!(stored, Some(last), "{delivered} before the outage");
     }
+}
+
+/// An operator moves a shard while its worker waits for the store. The refusal of its next save shows
+/// that the lease is over, before the worker has read the table.
+#[tokio::test(start_paused = true)]
+async fn refused_save_ends_delivery_while_the_worker_waits_for_the_store() {
+    let fleet = Fleet::new(1);
+    let is_held = Arc::new(AtomicBool::new(false));
+    let store = Gated::new(fleet.store.clone(), {
+        let is_held = Arc::clone(&is_held);
+        move |call| {
+            let is_held = Arc::clone(&is_held);
+            async move {
+                while call == GatedCall::Exchange && is_held.load(Ordering::SeqCst) {
+                    sleep(RENEWAL / 30).await;
+                }
+                Ok(())
+            }
+            .boxed()
+        }
+    });
+    for number in 0..10 {
+        fleet.orders.shard(0).put(number.to_string());
+    }
+    let consumer = fleet.builder("a").store(store).build().unwrap();
+    let mut records = consumer.records();
+    for expected in 0..2 {
+        assert_eq!(number(&next(&mut records).await), expected);
+    }
+    is_held.store(true, Ordering::SeqCst);
+    let (operator, shard) = (fleet.builder("operator").build().unwrap(), fleet.orders.shard(0));
+    operator.set_position(&shard.id(), Checkpoint::TrimHorizon, IfLeased::Force).await.unwrap();
+    assert_eq!(number(&next(&mut records).await), 2);
+    // Shorter than the lease is valid, and longer than the interval of saves.
+    sleep(RENEWAL / 2).await;
+    let quiet = timeout(RENEWAL / 6, records.next()).await;
+    assert!(quiet.is_err(), "expected no record in the old epoch: {quiet:?}");
+    is_held.store(false, Ordering::SeqCst);
+    assert_eq!(number(&next(&mut records).await), 0);
+}
+
+/// The bytes of the records that a run has not delivered are free when its lease ends, and those of
+/// the others stay in flight.
+#[tokio::test(start_paused = true)]
+async fn bytes_in_flight_are_those_of_delivered_records_after_a_lease_is_restored() {
+    let fleet = Fleet::new(1);
+    let is_down = Arc::new(AtomicBool::new(false));
+    let store = Gated::new(fleet.store.clone(), {
+        let is_down = Arc::clone(&is_down);
+        move |_| {
+            let refusal = || {
+                Error::new(ErrorKind::StoreUnavailable, "the store is down")
+                    .with_source("injected by the test")
+            };
+            let is_down = is_down.load(Ordering::SeqCst);
+            ready(if is_down { Err(refusal()) } else { Ok(()) }).boxed()
+        }
+    });
+    for number in 0..20 {
+        fleet.orders.shard(0).put_as("k", format!("{number:02}"));
+    }
+    // Ten records of two bytes and a key of one byte.
+    let builder = fleet.builder("a").store(store).max_in_flight_bytes(30);
+    let consumer = builder.checkpoint_on(CheckpointOn::Ack).build().unwrap();
+    let mut records = consumer.records();
+    let mut held = Vec::new();
+    for expected in 0..4 {
+        held.push(next(&mut records).await);
+        assert_eq!(number(&held[expected]), expected);
+    }
+    is_down.store(true, Ordering::SeqCst);
+    sleep(2 * LEASE).await;
+    let quiet = timeout(LEASE, records.next()).await;
+    assert!(quiet.is_err(), "expected no record without a valid lease: {quiet:?}");
+    is_down.store(false, Ordering::SeqCst);
+    for expected in 4..10 {
+        held.push(next(&mut records).await);
+        assert_eq!(number(&held[expected]), expected);
+    }
+    let quiet = timeout(LEASE, records.next()).await;
+    assert!(quiet.is_err(), "expected no record beyond the limit: {quiet:?}");
+    held.iter().for_each(kinestream::Record::ack);
+    assert_eq!(number(&next(&mut records).await), 10);
 }
