@@ -70,6 +70,12 @@ impl Worker {
             if response.applied {
                 self.pending.drain(..sent);
             }
+            if response.membership == Membership::Absent {
+                response.table.into_iter().for_each(|table| self.apply_table(table));
+                is_due = true;
+                sleep(conflicts.failed()).await;
+                continue;
+            }
             let is_conflict = only_if_unchanged && !response.applied;
             // The store accepted the changes without effect. An immediate repeat would have none
             // either.

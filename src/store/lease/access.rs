@@ -67,6 +67,8 @@ impl Access<'_> {
         // The store may have been unreachable for all workers.
         let mut was_away =
             view.asked().is_some_and(|asked| asked.elapsed() >= request.lease_duration);
+        // The leases of a worker that was away have expired, so it reads nothing.
+        let may_read = !was_away && !request.leaving;
         if was_away {
             view.observe_again();
         }
@@ -117,7 +119,7 @@ impl Access<'_> {
                 outcome = outcome.or(Some(round.is_applying));
                 rounds += 1;
             }
-            if is_moved && !request.leaving && is_noted(view, &request.worker, renewed.as_ref()) {
+            if is_moved && may_read {
                 // The worker is to stop reading before anything else is done.
                 break;
             }
@@ -154,10 +156,14 @@ impl Access<'_> {
             self.saves.learn(view, &request.worker);
             Arc::clone(&view.table)
         });
-        let membership = match (request.leaving, has_joined) {
-            (true, _) => Membership::Left,
-            (false, true) => Membership::Joined,
-            (false, false) => Membership::Renewed,
+        let membership = if request.leaving {
+            Membership::Left
+        } else if !is_noted(view, &request.worker, renewed.as_ref()) {
+            Membership::Absent
+        } else if has_joined {
+            Membership::Joined
+        } else {
+            Membership::Renewed
         };
         Ok(HeartbeatResponse { membership, applied, table })
     }

@@ -67,6 +67,9 @@ pub enum Membership {
     Occupied,
     /// The worker has left.
     Left,
+    /// The table lacks the worker, and a lease of the worker has moved: the worker is to stop reading
+    /// that shard, and then to join again.
+    Absent,
 }
 
 /// The response to a heartbeat.

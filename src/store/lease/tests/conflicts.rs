@@ -181,6 +181,34 @@ async fn outage_spares_other_workers_although_an_answer_is_lost() {
     assert_eq!(b.lease(0).owner.as_deref(), Some("b"));
 }
 
+#[tokio::test]
+async fn worker_that_was_removed_learns_of_its_moved_lease_before_it_joins_again() {
+    let (store, scope) = (BusyStore::default(), Scope::new("absent", "orders"));
+    let mut a = Actor::new(&store, &scope, "a");
+    a.exchange([add(0), assign(0, "a")]).await;
+    let (stored, of, mut lease) = (store.stored.clone(), scope.clone(), a.lease(0).clone());
+    let before = async move {
+        // As after a loss of data: another worker has made the table again.
+        let entries = stored.exchange(&of, &Exchange::default()).await.unwrap().entries;
+        let mine = EntryKey::Worker("a".into());
+        let text = entries.into_iter().find(|(key, _)| *key == mine).unwrap().1;
+        let expected = Some(format_lease(&lease).into());
+        (lease.owner, lease.epoch) = (None, lease.epoch + 1);
+        let moved = Some(format_lease(&lease).into());
+        let entries = vec![
+            EntryChange::new(mine, text, None),
+            EntryChange::new(EntryKey::Lease(shard(0)), expected, moved),
+        ];
+        let step = Some(Step { entries, ..Step::default() });
+        let exchange = Exchange { step, ..Exchange::default() };
+        assert!(stored.exchange(&of, &exchange).await.unwrap().is_made);
+    };
+    *store.before.lock() = Some(before.boxed());
+    assert_eq!(a.exchange([add(1)]).await.membership, Membership::Absent);
+    assert_eq!(a.lease(0).owner, None);
+    assert_eq!(a.exchange([]).await.membership, Membership::Joined);
+}
+
 #[cfg(feature = "testing")]
 #[tokio::test]
 async fn worker_is_given_a_text_that_was_damaged_without_a_step() {
