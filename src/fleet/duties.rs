@@ -167,7 +167,7 @@ impl Worker {
         self.joined = true;
     }
 
-    pub(super) fn apply_table(&mut self, table: Arc<LeaseTable>) {
+    fn apply_table(&mut self, table: Arc<LeaseTable>) {
         let is_forgotten = self.joined
             && table.generation != self.table.generation
             // A store that also lost the time of the last clear shows an earlier time.

@@ -71,7 +71,8 @@ impl Worker {
                 self.pending.drain(..sent);
             }
             if response.membership == Membership::Absent {
-                response.table.into_iter().for_each(|table| self.apply_table(table));
+                // All of its leases are in doubt until it has joined again.
+                self.suspend();
                 is_due = true;
                 sleep(conflicts.failed()).await;
                 continue;

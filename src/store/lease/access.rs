@@ -109,7 +109,9 @@ impl Access<'_> {
             let before = Arc::clone(&view.table);
             let is_made = self.ask(view, &round.exchange).await?;
             is_whole_due = false;
-            let is_moved = has_moved(&request.worker, &before, &view.table);
+            let is_moved = may_read
+                && is_member(&before, request)
+                && has_moved(&request.worker, &before, &view.table);
             if round.is_amnesty {
                 was_away = false;
                 view.forget_expired();
@@ -119,7 +121,7 @@ impl Access<'_> {
                 outcome = outcome.or(Some(round.is_applying));
                 rounds += 1;
             }
-            if is_moved && may_read {
+            if is_moved {
                 // The worker is to stop reading before anything else is done.
                 break;
             }

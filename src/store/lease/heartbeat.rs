@@ -67,8 +67,8 @@ pub enum Membership {
     Occupied,
     /// The worker has left.
     Left,
-    /// The table lacks the worker, and a lease of the worker has moved: the worker is to stop reading
-    /// that shard, and then to join again.
+    /// The worker was removed from the table, and a lease of the worker has moved. It is to stop
+    /// reading, and then to join again.
     Absent,
 }
 
