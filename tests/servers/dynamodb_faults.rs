@@ -10,6 +10,7 @@ use kinestream::store::lease::{
 use kinestream::store::{CheckpointStore, Scope};
 use kinestream::{DynamoDbStore, ErrorKind};
 use serde_json::json;
+use tokio::time::timeout;
 
 use crate::alike::answers_like_memory_store;
 use crate::dynamodb_link::{Fault, Link, cancelled, error};
@@ -110,6 +111,71 @@ async fn cancelled_transaction_is_retried() {
             if is_first { Fault::Answer(400, body.clone()) } else { Fault::None }
         });
         assert_works(&link.store(), &Scope::new(format!("billing-{index}"), "orders")).await;
+    }
+}
+
+/// The message of a cancelled transaction does not include those of its items.
+#[tokio::test]
+async fn cancelled_transaction_says_why() {
+    let (server, _store) = DynamoDbServer::with_table().await;
+    for (message, kind, advice) in [
+        (
+            "Item size to update has exceeded the maximum allowed size",
+            ErrorKind::Rejected,
+            "too many shards",
+        ),
+        (
+            "The provided key element does not match the schema",
+            ErrorKind::Configuration,
+            "partition key pk",
+        ),
+    ] {
+        let mut body = cancelled(&["None", "ValidationError"]);
+        body["CancellationReasons"][1]["Message"] = json!(message);
+        let link = Link::new(&server, move |operation, _| match operation {
+            "TransactWriteItems" => Fault::Answer(400, body.clone()),
+            _ => Fault::None,
+        });
+        let exchange = asking(Some(adding([lease(0, 7)])), None);
+        let failed = link.store().exchange(&scope(), &exchange).await.unwrap_err();
+        assert_eq!(failed.kind(), kind, "{failed}");
+        let said = failed.to_string();
+        assert!(said.contains(message) && said.contains(advice), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn keys_that_are_never_processed_count_as_throttled() {
+    let (server, store) = DynamoDbServer::with_table().await;
+    let made = store.exchange(&scope(), &asking(Some(adding([lease(0, 7)])), None)).await.unwrap();
+    let link = Link::new(&server, |operation, body| match operation {
+        "BatchGetItem" => {
+            let key = body["RequestItems"]["kinestream"]["Keys"][0].clone();
+            let found = json!({ "kinestream": [key] });
+            let rest = json!({ "Responses": found, "UnprocessedKeys": body["RequestItems"] });
+            Fault::Answer(200, rest)
+        }
+        _ => Fault::None,
+    });
+    let exchange = asking(Some(adding([lease(1, 7)])), Some(made.version));
+    let (linked, place) = (link.store(), scope());
+    let call = linked.exchange(&place, &exchange);
+    let failed = timeout(Duration::from_secs(20), call).await.expect("it ends").unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::StoreUnavailable, "{failed}");
+}
+
+#[tokio::test]
+async fn table_is_created_despite_temporary_failures() {
+    for fault in [
+        Fault::Answer(400, error("ThrottlingException", "slow down")),
+        Fault::Answer(400, error("LimitExceededException", "too many tables at once")),
+        Fault::Lost,
+        Fault::Hang,
+    ] {
+        let server = DynamoDbServer::start();
+        let store = Link::failing_once(&server, fault).store();
+        timeout(Duration::from_secs(30), store.create_table()).await.expect("it ends").unwrap();
+        assert!(store.load(&scope()).await.unwrap().is_empty());
     }
 }
 

@@ -30,6 +30,8 @@ mod dynamodb_link;
 mod dynamodb_server;
 #[cfg(all(feature = "dynamodb", feature = "testing"))]
 mod dynamodb_store;
+#[cfg(all(feature = "dynamodb", feature = "testing"))]
+mod dynamodb_workers;
 #[path = "../../examples/support/mod.rs"]
 mod ferrokinesis_server;
 mod fleet;

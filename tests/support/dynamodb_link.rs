@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::http::{HttpRequest, HttpResponse};
@@ -32,6 +33,8 @@ pub(crate) enum Fault {
     Lost,
     /// It is never answered, nor sent.
     Hang,
+    /// It is never answered, and reaches the server after this time.
+    Late(Duration),
 }
 
 /// A request, as it was sent.
@@ -123,6 +126,13 @@ impl HttpConnector for Connector {
             let answer = match fault {
                 Fault::Unsent => return Err(failed("connection refused by the test")),
                 Fault::Hang => std::future::pending().await,
+                Fault::Late(pause) => {
+                    tokio::spawn(async move {
+                        tokio::time::sleep(pause).await;
+                        inner.call(request).await
+                    });
+                    std::future::pending().await
+                }
                 Fault::Answer(status, ref body) => {
                     Ok(answer(status, body.to_string().into_bytes()))
                 }

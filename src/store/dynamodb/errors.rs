@@ -24,6 +24,13 @@ pub(super) enum Reaction {
     Report,
 }
 
+/// Why a call has failed: the code and the message of DynamoDB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Reason<'a> {
+    pub(super) code: &'a str,
+    pub(super) message: &'a str,
+}
+
 /// A call, for messages.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Call<'a> {
@@ -43,12 +50,11 @@ impl Call<'_> {
         self.failed(ErrorKind::Rejected, "the request cannot be built").with_source(error)
     }
 
-    /// Classifies the error of this call. `codes` are the codes of the items of a cancelled
-    /// transaction.
+    /// Classifies the error of this call. `reasons` are those of the items of a cancelled transaction.
     pub(super) fn classify<E>(
         self,
         error: &SdkError<E, HttpResponse>,
-        codes: &[&str],
+        reasons: &[Reason<'_>],
     ) -> (Reaction, Error)
     where
         E: ProvideErrorMetadata + StdError + 'static,
@@ -56,14 +62,18 @@ impl Call<'_> {
         let (reaction, kind, why) = match error {
             SdkError::ServiceError(answer) => {
                 let status = answer.raw().status().as_u16();
-                let own = answer.err().code().unwrap_or_default();
-                let message = answer.err().message().unwrap_or_default();
-                let codes = if codes.is_empty() { &[own] } else { codes };
-                let (reaction, kind, why) = classify(self, status, codes, message);
-                let code = if own.is_empty() { "no error code" } else { own };
-                let detail =
-                    if message.is_empty() { String::new() } else { format!(": {message}") };
-                (reaction, kind, format!("{why} ({status} {code}{detail})"))
+                let (code, message) = (answer.err().code(), answer.err().message());
+                let own =
+                    Reason { code: code.unwrap_or_default(), message: message.unwrap_or_default() };
+                let reasons = if reasons.is_empty() { &[own] } else { reasons };
+                let (reaction, kind, why) = classify(self, status, reasons);
+                let mut details =
+                    vec![if own.code.is_empty() { "no error code" } else { own.code }];
+                details.extend(Some(own.message).filter(|message| !message.is_empty()));
+                // The message of a cancelled transaction does not include those of its items.
+                let of_items = reasons.iter().map(|reason| reason.message);
+                details.extend(of_items.filter(|it| !it.is_empty() && *it != own.message).take(1));
+                (reaction, kind, format!("{why} ({status} {})", details.join(": ")))
             }
             SdkError::TimeoutError(_) => unavailable(NO_ANSWER),
             SdkError::DispatchFailure(failure) if failure.is_io() || failure.is_timeout() => {
@@ -89,15 +99,10 @@ fn unavailable(why: &str) -> (Reaction, ErrorKind, String) {
     (Reaction::Retry, ErrorKind::StoreUnavailable, why.to_owned())
 }
 
-/// Classifies an answer. A cancelled transaction has one code for each item that kept it from being
+/// Classifies an answer. A cancelled transaction has one reason for each item that kept it from being
 /// made: a condition that does not hold counts more than a conflict with another request.
-fn classify(
-    call: Call<'_>,
-    status: u16,
-    codes: &[&str],
-    message: &str,
-) -> (Reaction, ErrorKind, String) {
-    let by_code = codes.iter().map(|code| classify_code(call, code, message));
+fn classify(call: Call<'_>, status: u16, reasons: &[Reason<'_>]) -> (Reaction, ErrorKind, String) {
+    let by_code = reasons.iter().map(|it| classify_code(call, it.code, it.message));
     let mut found: Vec<_> = by_code.flatten().collect();
     found.sort_by_key(|(reaction, ..)| match reaction {
         Reaction::Report => 0,
@@ -142,6 +147,7 @@ fn classify_code(
         | "ThrottledException"
         | "RequestThrottledException"
         | "TooManyRequestsException"
+        | "LimitExceededException"
         | "RequestLimitExceeded" => unavailable(
             "throttled by DynamoDB; if it lasts, raise the quotas of the table or of the account",
         ),
@@ -218,7 +224,7 @@ mod tests {
             (413, "", Reaction::Report, Rejected),
         ];
         for (status, code, reaction, kind) in table {
-            let found = classify(CALL, status, &[code], "");
+            let found = classify(CALL, status, &[Reason { code, message: "" }]);
             assert_eq!((found.0, found.1), (reaction, kind), "{status} {code}");
         }
     }
@@ -233,14 +239,16 @@ mod tests {
             (&["ConditionalCheckFailed", "ValidationError"], Reaction::Report),
         ];
         for (codes, reaction) in cases {
-            let found = classify(CALL, 400, codes, "the item size is over the limit");
+            let message = "the item size is over the limit";
+            let reasons: Vec<_> = codes.iter().map(|code| Reason { code, message }).collect();
+            let found = classify(CALL, 400, &reasons);
             assert_eq!(found.0, reaction, "{codes:?}");
         }
     }
 
     #[test]
     fn message_says_what_to_do() {
-        let advice = |code, message| classify(CALL, 400, &[code], message).2;
+        let advice = |code, message| classify(CALL, 400, &[Reason { code, message }]).2;
         let denied = advice("AccessDeniedException", "");
         assert!(denied.contains("grant dynamodb:UpdateItem"), "{denied}");
         let missing = advice("ResourceNotFoundException", "");

@@ -27,7 +27,7 @@ impl Partition<'_> {
         let (Some(step), known) = (step, *known) else {
             return self.renew_and_read(renewals, *known).await;
         };
-        if adds_worker(step)
+        if starts_worker(step)
             && let Some(lease_duration) = renewals.iter().map(|it| it.lease_duration).max()
         {
             self.admit(lease_duration).await?;
@@ -38,7 +38,7 @@ impl Partition<'_> {
         if is_made && self.kcl.is_some() {
             self.show_ends(ended_by(step)).await?;
         }
-        self.renew(renewals).await?;
+        self.renew(renewals, &front).await?;
         let shown = step.entries.iter().filter(|_| !is_made).map(|change| change.key.clone());
         let mut answer = self.answer(front, known, shown.collect()).await?;
         (answer.is_made, answer.heartbeats) = (is_made, Heartbeats::Last(heartbeats));
@@ -49,26 +49,30 @@ impl Partition<'_> {
     async fn renew_and_read(&self, renewals: &[Renewal], known: Option<u64>) -> Result<Exchanged> {
         if known.is_none() {
             let whole = self.whole().await?;
-            self.renew(renewals).await?;
+            self.renew(renewals, &whole.front).await?;
             self.show_ends_of(&whole).await?;
             return Ok(answer_whole(whole));
         }
         let front = self.front().await?;
         let heartbeats = front.heartbeats();
-        self.renew(renewals).await?;
+        self.renew(renewals, &front).await?;
         let mut answer = self.answer(front, known, BTreeSet::new()).await?;
         answer.heartbeats = Heartbeats::Last(heartbeats);
         Ok(answer)
     }
 
     /// Notes the heartbeats of workers whose entries have the texts of their renewals.
-    async fn renew(&self, renewals: &[Renewal]) -> Result<()> {
+    ///
+    /// A mark replaces the one that was read, so that a request that arrives late does not bring an
+    /// earlier mark back. If the mark has changed since, another heartbeat of the worker was noted.
+    async fn renew(&self, renewals: &[Renewal], front: &Front) -> Result<()> {
         let calls = renewals.iter().map(|renewal| async move {
             // A mark is never used twice, so that a step that needs a worker to be silent does not
             // take a heartbeat of a later incarnation for the one that it has seen.
             let mark = format!("{:016x}", fastrand::u64(..));
             let change = Expressions::default()
                 .require(TEXT, Some(text(&*renewal.entry)))
+                .require(MARK, front.mark_value(&renewal.worker))
                 .set(MARK, Some(text(mark)));
             self.update(&self.key(&heartbeat(&renewal.worker)), &change).await
         });
@@ -141,12 +145,16 @@ impl Partition<'_> {
     }
 }
 
-/// Returns true if a step adds a worker.
-fn adds_worker(step: &Step) -> bool {
+/// Returns true if a worker starts with a step: it gets an entry of another incarnation, which is the
+/// first word of the text. The entry may be that of an earlier worker of the same name.
+fn starts_worker(step: &Step) -> bool {
+    let incarnation = |text: &Option<Arc<str>>| {
+        text.as_deref().and_then(|text| text.split(' ').next()).map(str::to_owned)
+    };
     step.entries.iter().any(|change| {
         matches!(change.key, EntryKey::Worker(_))
-            && change.expected.is_none()
             && change.text.is_some()
+            && incarnation(&change.text) != incarnation(&change.expected)
     })
 }
 

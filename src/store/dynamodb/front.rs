@@ -1,12 +1,16 @@
 //! The head and the heartbeats: what a worker reads with each exchange.
+//!
+//! A step that changes more entries of workers than fit in a transaction notes them in the head, as
+//! `pending`. Every reader of the head settles them before it uses the head, see
+//! [`front`](super::requests::Partition::front).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 
-use super::expressions::{Expressions, Item, number, read_number, text, text_of};
+use super::expressions::{Expressions, Item, number, read_number, read_text, text, text_of};
 use super::layout::{FORMAT, HEAD, Kind, TEXT, sort_key};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::lease::LastHeartbeat;
@@ -17,12 +21,17 @@ pub(super) const REMEMBERED_VERSIONS: usize = 64;
 const VERSION: &str = "version";
 const VERSIONS: &str = "versions";
 const FORMAT_ATTRIBUTE: &str = "format";
+const PENDING: &str = "pending";
+const WORKER: &str = "worker";
+
+/// The attribute with the name of the KCL's table, if that has the positions.
+const KCL: &str = "kcl";
 
 /// The attribute with the mark of the last heartbeat.
 pub(super) const MARK: &str = "mark";
 
 /// The head and the heartbeats.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Front {
     /// 0 before the first step.
     pub(super) version: u64,
@@ -31,14 +40,25 @@ pub(super) struct Front {
     /// The text of the head.
     pub(super) head: Option<Arc<str>>,
     pub(super) workers: BTreeMap<Arc<str>, Heartbeat>,
+    /// The entries of workers that are yet to be written; `None` for a deletion.
+    pub(super) pending: BTreeMap<Arc<str>, Option<Arc<str>>>,
+    /// The table of a KCL that has the positions, if any.
+    pub(super) kcl: Option<Arc<str>>,
 }
 
 /// The entry of a worker and its last heartbeat.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Heartbeat {
     pub(super) text: Arc<str>,
-    /// Empty if no heartbeat was noted.
-    pub(super) mark: Arc<str>,
+    /// The stored mark; `None` if no heartbeat was noted.
+    pub(super) mark: Option<AttributeValue>,
+}
+
+impl Heartbeat {
+    /// Returns the mark, or an empty text for none.
+    fn mark(&self) -> Arc<str> {
+        self.mark.as_ref().map(read_text).unwrap_or_default()
+    }
 }
 
 impl Front {
@@ -57,7 +77,7 @@ impl Front {
                 Kind::Heartbeat(worker) => {
                     // An item without a text is no entry.
                     let Some(text) = text_of(item, TEXT) else { continue };
-                    let mark = text_of(item, MARK).unwrap_or_default();
+                    let mark = item.get(MARK).cloned();
                     front.workers.insert(worker.into(), Heartbeat { text, mark });
                 }
                 _ => {}
@@ -77,6 +97,11 @@ impl Front {
         let versions = item.get(VERSIONS).and_then(|value| value.as_l().ok());
         self.versions = versions.into_iter().flatten().filter_map(read_number).collect();
         self.head = text_of(item, TEXT);
+        self.kcl = text_of(item, KCL);
+        let pending = item.get(PENDING).and_then(|value| value.as_l().ok());
+        let pending = pending.into_iter().flatten().filter_map(|entry| entry.as_m().ok());
+        let pending = pending.filter_map(|entry| Some((text_of(entry, WORKER)?, entry)));
+        self.pending = pending.map(|(worker, entry)| (worker, text_of(entry, TEXT))).collect();
         Ok(())
     }
 
@@ -84,13 +109,18 @@ impl Front {
     pub(super) fn heartbeats(&self) -> Vec<LastHeartbeat> {
         let heartbeats = self.workers.iter();
         heartbeats
-            .map(|(worker, last)| LastHeartbeat::new(Arc::clone(worker), Arc::clone(&last.mark)))
+            .map(|(worker, last)| LastHeartbeat::new(Arc::clone(worker), last.mark()))
             .collect()
     }
 
     /// Returns the mark of a worker's last heartbeat; an empty one if none was noted.
-    pub(super) fn mark(&self, worker: &str) -> &str {
-        self.workers.get(worker).map_or("", |last| &*last.mark)
+    pub(super) fn mark(&self, worker: &str) -> Arc<str> {
+        self.workers.get(worker).map(Heartbeat::mark).unwrap_or_default()
+    }
+
+    /// Returns the stored mark of a worker's last heartbeat.
+    pub(super) fn mark_value(&self, worker: &str) -> Option<AttributeValue> {
+        self.workers.get(worker)?.mark.clone()
     }
 
     /// Returns the versions after a known one; `None` if the log does not reach back to it.
@@ -125,6 +155,25 @@ impl Front {
             .set(VERSION, Some(number(self.version)))
             .set(VERSIONS, Some(AttributeValue::L(versions)))
             .set(TEXT, self.head.as_deref().map(text))
+            .set(KCL, self.kcl.as_deref().map(text))
+            .set(PENDING, self.pending_value())
+    }
+
+    /// Returns the update that leaves these of the pending entries, if the stored head still has
+    /// this version and all of them.
+    pub(super) fn settled(&self, left: BTreeMap<Arc<str>, Option<Arc<str>>>) -> Expressions {
+        let after = Self { pending: left, ..Self::default() };
+        self.condition().require(PENDING, self.pending_value()).set(PENDING, after.pending_value())
+    }
+
+    /// Returns the pending entries as an attribute; `None` if there is none.
+    fn pending_value(&self) -> Option<AttributeValue> {
+        let entries = self.pending.iter().map(|(worker, entry)| {
+            let mut parts = HashMap::from([(WORKER.to_owned(), text(&**worker))]);
+            parts.extend(entry.as_deref().map(|entry| (TEXT.to_owned(), text(entry))));
+            AttributeValue::M(parts)
+        });
+        (!self.pending.is_empty()).then(|| AttributeValue::L(entries.collect()))
     }
 }
 
@@ -187,12 +236,23 @@ mod tests {
     }
 
     #[test]
+    fn pending_entries_are_read_from_the_head() {
+        let entries = [("one", Some("7 1 10000 3")), ("", None), ("ü b", Some(""))];
+        let entries = entries.map(|(worker, entry)| (worker.into(), entry.map(Into::into)));
+        let front = Front { version: 7, pending: entries.into(), ..Front::default() };
+        let mut item = head(7, &[7]);
+        item.insert(PENDING.to_owned(), front.pending_value().unwrap());
+        assert_eq!(Front::read("t", "a:s", &[item]).unwrap().pending, front.pending);
+        assert_eq!(Front::default().pending_value(), None);
+    }
+
+    #[test]
     fn heartbeat_without_a_text_is_no_entry() {
         let mut entry = layout::key("a:s", &heartbeat("one"));
         entry.insert(TEXT.to_owned(), text("7 1 10000 3"));
         let bare = layout::key("a:s", &heartbeat("two"));
         let front = Front::read("t", "a:s", &[entry, bare]).unwrap();
         assert_eq!(front.workers.keys().map(|name| &**name).collect::<Vec<_>>(), ["one"]);
-        assert_eq!(front.mark("one"), "");
+        assert_eq!(&*front.mark("one"), "");
     }
 }

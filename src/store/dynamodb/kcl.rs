@@ -66,7 +66,8 @@ pub(super) const UNREADABLE: &str = "\0unreadable: ";
 #[derive(Debug)]
 pub(super) struct KclTable {
     name: Arc<str>,
-    scopes: Mutex<HashMap<String, Known>>,
+    /// By the whole scope: streams of two accounts may have rows of the same name.
+    scopes: Mutex<HashMap<Scope, Known>>,
 }
 
 /// Knowledge of the rows of one stream.
@@ -101,6 +102,11 @@ impl<'a> Kcl<'a> {
         Self { table, scope }
     }
 
+    /// Returns the name of the table.
+    pub(super) fn name(self) -> Arc<str> {
+        Arc::clone(&self.table.name)
+    }
+
     /// Returns the name by which rows are marked. A stream that is given by its ARN has the rows of
     /// its name.
     fn mark(self) -> String {
@@ -115,7 +121,7 @@ impl<'a> Kcl<'a> {
     }
 
     fn with<T>(self, work: impl FnOnce(&mut Known) -> T) -> T {
-        work(self.table.scopes.lock().entry(self.mark()).or_default())
+        work(self.table.scopes.lock().entry(self.scope.clone()).or_default())
     }
 
     fn error(self, kind: ErrorKind, what: &str) -> Error {

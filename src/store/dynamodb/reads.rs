@@ -1,6 +1,6 @@
 //! Consistent reads of the items of one application and stream.
 //!
-//! Buckets are returned without pending writes: these are settled first.
+//! The head and the buckets are returned without pending writes: these are settled first.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -33,13 +33,27 @@ pub(super) struct Whole {
 }
 
 impl Partition<'_> {
-    /// Reads the head and the heartbeats.
+    /// Reads the head and the heartbeats, and settles the pending entries of workers.
     pub(super) async fn front(&self) -> Result<Front> {
-        self.front_of(&self.query(Range::Front).await?)
+        self.front_of(&self.settled(Range::Front).await?)
     }
 
     fn front_of(&self, items: &[Item]) -> Result<Front> {
-        Front::read(self.table, &self.key, items)
+        let front = Front::read(self.table, &self.key, items)?;
+        let why = match (&front.kcl, &self.kcl) {
+            (Some(table), None) => format!(
+                "the positions are in the lease table {table:?} of a KCL; build the store with \
+                 kcl_table"
+            ),
+            (None, Some(_)) if front.version > 0 => {
+                "the positions are in this table, and not in that of a KCL; build the store without \
+                 kcl_table, or use another application"
+                    .to_owned()
+            }
+            _ => return Ok(front),
+        };
+        let message = format!("DynamoDB table {}, {}: {why}", self.table, self.key);
+        Err(Error::new(ErrorKind::Configuration, message))
     }
 
     /// Reads buckets as they are, with their pending writes.
@@ -127,17 +141,18 @@ impl Partition<'_> {
         Ok(Whole { front, buckets, rows })
     }
 
-    /// Reads the items of a range, whose buckets have no pending writes.
+    /// Reads the items of a range, whose head and buckets have no pending writes.
     async fn settled(&self, range: Range) -> Result<Vec<Item>> {
         let mut backoff = Backoff::new(CONFLICTS);
         for _ in 0..ROUNDS {
             let items = self.query(range).await?;
+            let front = self.front_of(&items)?;
             let pending: Vec<Bucket> =
                 items.iter().filter_map(Bucket::read).filter(Bucket::is_pending).collect();
-            if pending.is_empty() {
+            if pending.is_empty() && front.pending.is_empty() {
                 return Ok(items);
             }
-            if !self.settle(pending).await? {
+            if !self.settle_workers(&front).await? || !self.settle(pending).await? {
                 sleep(backoff.failed()).await;
             }
         }

@@ -17,7 +17,7 @@ use aws_sdk_dynamodb::types::{
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio::time::{sleep, timeout};
 
-use super::errors::{Call, NO_ANSWER, Reaction};
+use super::errors::{Call, NO_ANSWER, Reaction, Reason};
 use super::expressions::{Expressions, Item, text};
 use super::kcl::Kcl;
 use super::layout::{self, Range};
@@ -30,7 +30,7 @@ const ATTEMPTS: u32 = 5;
 
 /// The time for an answer, after which the connection counts as lost. DynamoDB answers within
 /// milliseconds; a page of 1 MiB takes 0.3 s at 30 Mbit/s.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The keys of one `BatchGetItem`
 /// (<https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_BatchGetItem.html>).
@@ -143,8 +143,9 @@ impl Partition<'_> {
         let call = Call { operation: "BatchGetItem", table: self.table };
         let mut found = Vec::new();
         let mut backoff = Backoff::new(DYNAMODB_CALLS);
-        let mut empty = 0;
+        let mut failed = 0;
         while !keys.is_empty() {
+            let count = keys.len();
             let request = KeysAndAttributes::builder().set_keys(Some(keys)).consistent_read(true);
             let request = request.build().map_err(|error| call.unbuilt(error))?;
             let attempt = || {
@@ -161,10 +162,10 @@ impl Partition<'_> {
             let items: Vec<Item> = items.flatten().collect();
             let rest = answer.unprocessed_keys.into_iter().flat_map(HashMap::into_values);
             keys = rest.flat_map(|rest| rest.keys).collect();
-            empty = if items.is_empty() { empty + 1 } else { 0 };
+            failed = if keys.len() < count { 0 } else { failed + 1 };
             found.extend(items);
             if !keys.is_empty() {
-                if empty >= ATTEMPTS {
+                if failed >= ATTEMPTS {
                     let why = "throttled by DynamoDB; if it lasts, raise the quotas of the table";
                     return Err(call.failed(ErrorKind::StoreUnavailable, why));
                 }
@@ -234,13 +235,12 @@ impl Partition<'_> {
     }
 
     /// Makes a call, and repeats it with back-off while it fails for a temporary reason. Returns the
-    /// error of a condition that does not hold. `codes` returns the error codes of a cancelled
-    /// transaction.
+    /// error of a condition that does not hold. `reasons` returns those of a cancelled transaction.
     async fn repeat<T, E, F>(
         &self,
         operation: &'static str,
         mut attempt: impl FnMut() -> F,
-        codes: fn(&E) -> Vec<&str>,
+        reasons: fn(&E) -> Vec<Reason<'_>>,
     ) -> Result<Result<T, E>>
     where
         F: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
@@ -253,7 +253,7 @@ impl Partition<'_> {
             let (reaction, error) = match timeout(ATTEMPT_TIMEOUT, attempt()).await {
                 Ok(Ok(answer)) => return Ok(Ok(answer)),
                 Ok(Err(error)) => {
-                    let of_items = error.as_service_error().map(codes).unwrap_or_default();
+                    let of_items = error.as_service_error().map(reasons).unwrap_or_default();
                     let (reaction, classified) = call.classify(&error, &of_items);
                     let error = match (reaction, error) {
                         (Reaction::Refuse, SdkError::ServiceError(refused)) => {
@@ -329,13 +329,15 @@ impl Partition<'_> {
     }
 }
 
-/// Returns the codes of the items that kept a transaction from being made.
-fn reasons(error: &TransactWriteItemsError) -> Vec<&str> {
+/// Returns why the items of a cancelled transaction kept it from being made.
+fn reasons(error: &TransactWriteItemsError) -> Vec<Reason<'_>> {
     let TransactWriteItemsError::TransactionCanceledException(cancelled) = error else {
         return Vec::new();
     };
-    let codes = cancelled.cancellation_reasons().iter().filter_map(|reason| reason.code());
-    codes.filter(|code| *code != "None").collect()
+    let reasons = cancelled.cancellation_reasons().iter().filter_map(|reason| {
+        Some(Reason { code: reason.code()?, message: reason.message().unwrap_or_default() })
+    });
+    reasons.filter(|reason| reason.code != "None").collect()
 }
 
 /// Returns settings without the SDK's retries, which do not know the limits of the callers.

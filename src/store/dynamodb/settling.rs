@@ -4,7 +4,9 @@ use aws_sdk_dynamodb::types::TransactWriteItem;
 use futures::{StreamExt, TryStreamExt, stream};
 
 use super::buckets::Bucket;
-use super::layout::leases;
+use super::expressions::{Expressions, text};
+use super::front::Front;
+use super::layout::{HEAD, TEXT, heartbeat, leases};
 use super::positions::{self, Named, PositionWrite};
 use super::requests::{PARALLEL, Partition, TRANSACTION, Transacted};
 use crate::error::Result;
@@ -23,6 +25,39 @@ impl Partition<'_> {
             is_settled &= is_done;
         }
         Ok(is_settled)
+    }
+
+    /// Writes as many pending entries of workers as fit in a transaction. Returns false if a step or
+    /// another reader has changed the head meanwhile.
+    ///
+    /// Cancel safe: the transaction is made as a whole or not at all.
+    pub(super) async fn settle_workers(&self, front: &Front) -> Result<bool> {
+        if front.pending.is_empty() {
+            return Ok(true);
+        }
+        let mut left = front.pending.clone();
+        let mut items = Vec::new();
+        while items.len() < TRANSACTION - 1
+            && let Some((worker, entry)) = left.pop_first()
+        {
+            items.push(self.worker(&worker, entry.as_deref(), Expressions::default())?);
+        }
+        items.push(self.write(self.key(HEAD), &front.settled(left))?);
+        Ok(self.transact(items).await? == Transacted::Done)
+    }
+
+    /// Returns the write or the deletion of the entry of a worker, under these conditions.
+    pub(super) fn worker(
+        &self,
+        worker: &str,
+        entry: Option<&str>,
+        conditions: Expressions,
+    ) -> Result<TransactWriteItem> {
+        let key = self.key(&heartbeat(worker));
+        match entry {
+            Some(entry) => self.write(key, &conditions.set(TEXT, Some(text(entry)))),
+            None => self.delete(key, &conditions),
+        }
     }
 
     /// Settles as many pending writes of a bucket as fit in a transaction. Returns false if the

@@ -8,10 +8,10 @@ use aws_sdk_dynamodb::types::TransactWriteItem;
 use tokio::time::sleep;
 
 use super::buckets::{Bucket, bucket_of};
-use super::expressions::{Expressions, text};
+use super::expressions::Expressions;
 use super::front::{Front, Heartbeat, MARK};
-use super::kcl::Gone;
-use super::layout::{HEAD, TEXT, heartbeat, leases, step as step_key};
+use super::kcl::{Gone, Kcl};
+use super::layout::{HEAD, heartbeat, leases, step as step_key};
 use super::log;
 use super::positions::{self, Named, PositionWrite};
 use super::reads::Rows;
@@ -56,7 +56,9 @@ impl Partition<'_> {
                 return Err(self.too_large(plan.items.len()));
             }
             if self.transact(plan.items).await? == Transacted::Done {
-                return Ok((plan.front, true));
+                let is_pending = !plan.front.pending.is_empty();
+                let front = if is_pending { self.front().await? } else { plan.front };
+                return Ok((front, true));
             }
             sleep(backoff.failed()).await;
             front = self.front().await?;
@@ -82,7 +84,7 @@ fn holds(step: &Step, front: &Front, buckets: &BTreeMap<u8, Bucket>, rows: &Rows
         EntryKey::Lease(shard) => lease_of(buckets, shard),
         EntryKey::Position(shard) => rows.get(shard).and_then(|row| row.text.clone()),
     };
-    step.silent.iter().all(|last| *front.mark(&last.worker) == *last.mark)
+    step.silent.iter().all(|last| front.mark(&last.worker) == last.mark)
         && step.entries.iter().all(|it| it.is_forced || text_of(&it.key) == it.expected)
 }
 
@@ -120,19 +122,16 @@ impl Plan {
                 items.push(partition.delete(key, &Expressions::default())?);
             }
         }
-        items.extend(workers(partition, step, &changes, &mut front)?);
+        let (checked, workers) = workers(partition, step, &changes, before, &mut front)?;
+        items.extend(checked);
         for change in changes.iter().filter(|change| change.key == EntryKey::Head) {
             front.head.clone_from(&change.text);
         }
-        // The head keeps all other steps from being made at the same time.
-        let key = partition.key(HEAD);
-        if changes.is_empty() {
-            if !step.entries.is_empty() || step.version.is_some() || !step.silent.is_empty() {
-                items.push(partition.check(key, &before.condition())?);
-            }
-        } else {
-            items.push(partition.write(key, &front.update(before))?);
-        }
+        front.kcl = partition.kcl.map(Kcl::name);
+        let has_head = !changes.is_empty()
+            || !step.entries.is_empty()
+            || step.version.is_some()
+            || !step.silent.is_empty();
         let moved = positions(partition, step, &buckets, rows);
         let mut written: BTreeSet<u8> = BTreeSet::new();
         for change in &changes {
@@ -150,8 +149,9 @@ impl Plan {
             let row = rows.get(&shard);
             items.push(positions::check(partition, &shard, row, expected.as_deref())?);
         }
-        let fits = items.len() + written.len() + writes.len() <= TRANSACTION;
-        if fits && !partition.postpones {
+        // One more for the head.
+        let fits = |items: usize| items < TRANSACTION && !partition.postpones;
+        if fits(items.len() + written.len() + workers.len() + writes.len()) {
             for (shard, Moved { write, .. }) in writes {
                 let (row, lease) = (rows.get(&shard), lease_of(&buckets, &shard));
                 items.extend(positions::write(partition, &shard, row, lease.as_deref(), &write)?);
@@ -164,6 +164,20 @@ impl Plan {
                 }
             }
         }
+        if fits(items.len() + written.len() + workers.len()) {
+            for (worker, entry) in workers {
+                items.push(partition.worker(&worker, entry.as_deref(), Expressions::default())?);
+            }
+        } else {
+            front.pending = workers;
+        }
+        // The head keeps all other steps from being made at the same time.
+        let key = partition.key(HEAD);
+        if !changes.is_empty() {
+            items.push(partition.write(key, &front.update(before))?);
+        } else if has_head {
+            items.push(partition.check(key, &before.condition())?);
+        }
         for bucket in written.iter().filter_map(|number| buckets.get(number)) {
             // The condition on the head includes the leases. Pending writes are added by steps only.
             let update = bucket.update(Expressions::default());
@@ -173,40 +187,40 @@ impl Plan {
     }
 }
 
-/// Returns the writes and checks of the items of workers, and applies the changes to the front.
+/// The entries of workers that a step writes or, for `None`, deletes.
+type Workers = BTreeMap<Arc<str>, Option<Arc<str>>>;
+
+/// Returns the writes and checks of workers that must be silent, and the other entries to write.
+/// Applies the changes to the front.
 fn workers(
     partition: &Partition<'_>,
     step: &Step,
     changes: &[&EntryChange],
+    before: &Front,
     front: &mut Front,
-) -> Result<Vec<TransactWriteItem>> {
-    let mut items = Vec::new();
-    let mut silent: BTreeMap<&Arc<str>, &Arc<str>> =
-        step.silent.iter().map(|last| (&last.worker, &last.mark)).collect();
-    let required = |mark: Option<&Arc<str>>| match mark {
-        Some(mark) => {
-            let mark = (!mark.is_empty()).then(|| text(&**mark));
-            Expressions::default().require(MARK, mark)
-        }
-        None => Expressions::default(),
-    };
+) -> Result<(Vec<TransactWriteItem>, Workers)> {
+    let mut workers = Workers::new();
     for change in changes {
         let EntryKey::Worker(worker) = &change.key else { continue };
-        let key = partition.key(&heartbeat(worker));
-        let conditions = required(silent.remove(worker));
-        if let Some(entry) = &change.text {
-            items.push(partition.write(key, &conditions.set(TEXT, Some(text(&**entry))))?);
-            let known: &mut Heartbeat = front.workers.entry(Arc::clone(worker)).or_default();
-            known.text = Arc::clone(entry);
-        } else {
-            items.push(partition.delete(key, &conditions)?);
-            front.workers.remove(worker);
+        workers.insert(Arc::clone(worker), change.text.clone());
+        match &change.text {
+            Some(entry) => {
+                let known: &mut Heartbeat = front.workers.entry(Arc::clone(worker)).or_default();
+                known.text = Arc::clone(entry);
+            }
+            None => drop(front.workers.remove(worker)),
         }
     }
-    for (worker, mark) in silent {
-        items.push(partition.check(partition.key(&heartbeat(worker)), &required(Some(mark)))?);
-    }
-    Ok(items)
+    let silent: BTreeSet<&Arc<str>> = step.silent.iter().map(|last| &last.worker).collect();
+    let checked = silent.into_iter().map(|worker| {
+        let condition = Expressions::default().require(MARK, before.mark_value(worker));
+        match workers.remove(worker) {
+            Some(entry) => partition.worker(worker, entry.as_deref(), condition),
+            None => partition.check(partition.key(&heartbeat(worker)), &condition),
+        }
+    });
+    let checked = checked.collect::<Result<_>>()?;
+    Ok((checked, workers))
 }
 
 /// The write or the check of one position.

@@ -293,12 +293,23 @@ impl Access<'_> {
             if outcome != EditOutcome::Applied {
                 return Ok(outcome);
             }
-            let (known, entries) = (Some(view.table.version), view.changes_to(&after));
             // A worker that has renewed since was taken for dead.
-            let step = Some(Step { version: known, silent: view.expired().to_vec(), entries });
+            let gone =
+                view.expired().iter().filter(|it| view.table.workers.contains_key(&it.worker));
+            let mut silent: Vec<LastHeartbeat> = gone.cloned().collect();
+            let is_last = silent.len() <= MAX_REMOVED;
+            if !is_last {
+                silent.truncate(MAX_REMOVED);
+                after = LeaseTable::clone(&view.table);
+                silent.iter().for_each(|last| after.remove(&last.worker));
+            }
+            let (known, entries) = (Some(view.table.version), view.changes_to(&after));
+            let step = Some(Step { version: known, silent, entries });
             let exchange = Exchange { step, renewals: Vec::new(), known };
-            if self.ask(view, &exchange).await? {
-                return Ok(EditOutcome::Applied);
+            match self.ask(view, &exchange).await? {
+                true if is_last => return Ok(EditOutcome::Applied),
+                true => continue,
+                false => {}
             }
             sleep(conflicts.failed()).await;
             let known = Some(view.table.version);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use futures::StreamExt;
+use kinestream::store::{CheckpointStore, Scope};
 use kinestream::{Checkpoint, Consumer, ErrorKind, IfLeased};
 use tokio::time::{sleep, timeout};
 
@@ -199,4 +200,127 @@ async fn rows_of_another_application_are_refused() {
     let error = timeout(LIMIT, consumer.records().next()).await.unwrap().unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Configuration);
     assert!(error.to_string().contains("belongs to billing:orders"), "{error}");
+}
+
+/// An operator who takes the migration for finished may remove the lease table from the program.
+#[tokio::test]
+async fn store_with_the_positions_elsewhere_is_refused() {
+    let world = World::new(1).await;
+    world.stream.shard(0).put("first");
+    world.put_row(row(world.stream.shard(0).id().as_str(), "TRIM_HORIZON")).await;
+    assert_eq!(world.delivered(Duration::from_secs(3)).await, ["first"]);
+    for is_reverse in [false, true] {
+        let application = if is_reverse { "own" } else { "billing" };
+        if is_reverse {
+            let own = world.consumer().application(application).store(world.server.store());
+            let own = own.build().unwrap();
+            let mut records = own.records();
+            assert!(timeout(Duration::from_secs(2), records.next()).await.is_err(), "no record");
+            own.close().await.unwrap();
+        }
+        let store = if is_reverse { world.store() } else { world.server.store() };
+        let consumer = world.consumer().application(application).store(store).build().unwrap();
+        let error = timeout(LIMIT, consumer.records().next()).await.unwrap().unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Configuration, "{error}");
+        assert!(error.to_string().contains("kcl_table"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn streams_of_two_accounts_in_one_table_stay_apart() {
+    let world = World::new(1).await;
+    let id = world.stream.shard(0).id();
+    let accounts = ["111111111111", "222222222222"];
+    let key = |account: &str| format!("{account}:orders:1700000000:{id}");
+    for account in accounts {
+        world.put_row(row(&key(account), "TRIM_HORIZON")).await;
+    }
+    let store = world.store();
+    let scopes = accounts.map(|account| {
+        Scope::new("billing", format!("arn:aws:kinesis:eu-west-1:{account}:stream/orders"))
+    });
+    for scope in &scopes {
+        assert_eq!(store.load(scope).await.unwrap()[&id], Checkpoint::TrimHorizon);
+    }
+    store.save(&scopes[0], &[(id.clone(), Checkpoint::ShardEnd)]).await.unwrap();
+    assert_eq!(store.load(&scopes[1]).await.unwrap()[&id], Checkpoint::TrimHorizon);
+    assert_eq!(store.load(&scopes[0]).await.unwrap()[&id], Checkpoint::ShardEnd);
+}
+
+/// The entry of the earlier worker of this name is replaced, and none is added.
+#[tokio::test]
+async fn worker_of_a_known_name_waits_for_a_kcl_as_well() {
+    let world = World::new(2).await;
+    let begin = || {
+        let consumer = world.consumer().worker_id("one").build().unwrap();
+        tokio::spawn(async move {
+            let mut records = consumer.records();
+            while let Some(record) = records.next().await {
+                record.unwrap().ack();
+            }
+        })
+    };
+    let dying = begin();
+    let claimed = |rows: &[Lease]| {
+        rows.len() == 2 && rows.iter().all(|row| row.owner.as_deref() == Some("one"))
+    };
+    let wait = async |wanted: &dyn Fn(&[Lease]) -> bool| {
+        timeout(LIMIT, async {
+            while !wanted(&world.table.scan().await) {
+                sleep(Duration::from_millis(50)).await;
+            }
+        })
+        .await
+        .expect("expected other owners");
+    };
+    wait(&claimed).await;
+    dying.abort();
+    let _aborted = dying.await;
+    let kcl = FakeKcl::start(Version::Two, 1, &world.table, &world.kinesis, &world.ledger);
+    let is_taken = |rows: &[Lease]| {
+        rows.iter().all(|row| row.owner.as_deref().is_some_and(|owner| owner.starts_with("kcl-")))
+    };
+    wait(&is_taken).await;
+    let reading = begin();
+    for _ in 0..40 {
+        sleep(LEASE / 10).await;
+        let rows = world.table.scan().await;
+        assert!(is_taken(&rows), "expected the KCL to keep its leases: {rows:?}");
+    }
+    kcl.kill().await;
+    wait(&claimed).await;
+    reading.abort();
+}
+
+/// The KCL deletes the rows of a finished shard and of its children.
+#[tokio::test]
+async fn shard_whose_children_a_kcl_has_finished_is_not_read_again() {
+    let world = World::new(1).await;
+    let root = world.stream.shard(0);
+    let fleet = world.start(1);
+    sleep(Duration::from_secs(1)).await;
+    world.ledger.put(&root, 1);
+    world.drain(LIMIT).await;
+    fleet.close().await;
+    let kcl = FakeKcl::start(Version::Two, 1, &world.table, &world.kinesis, &world.ledger);
+    let mut youngest = vec![root];
+    for _ in 0..2 {
+        youngest = youngest.iter().flat_map(kinestream::testing::Shard::split).collect();
+        for shard in &youngest {
+            world.ledger.put(shard, 1);
+        }
+        world.drain(LIMIT).await;
+    }
+    timeout(LIMIT, async {
+        while world.table.scan().await.len() > 4 {
+            sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await
+    .expect("expected the KCL to delete the rows of finished shards");
+    kcl.stop().await;
+    for _ in 0..2 {
+        assert_eq!(world.delivered(Duration::from_secs(5)).await, [""; 0]);
+    }
+    assert_eq!(world.table.scan().await.len(), 4, "no row is added for a finished shard");
 }

@@ -96,6 +96,11 @@ impl Kcl<'_> {
     /// Returns an error if the table has several streams, and none or more than one of them may be
     /// this one.
     fn identify(self, items: &[Item]) -> Result<()> {
+        if items.iter().any(|item| !item.contains_key(LEASE_KEY)) {
+            let what = "it is not the lease table of a KCL: its items have no leaseKey; name the lease \
+                        table, which has the name of the KCL application by default";
+            return Err(self.error(ErrorKind::Configuration, what));
+        }
         let mut streams = BTreeSet::new();
         for item in items {
             match TableItem::parse(item) {
@@ -200,8 +205,9 @@ impl<'a> Partition<'a> {
             self.all_kcl_rows(kcl).await?
         };
         if shards.iter().any(|shard| !rows.contains_key(shard)) {
-            let all = self.all_kcl_rows(kcl).await?;
+            // The leases first: a lease that is not pending has had its row since before it was read.
             let items = self.query(Range::Shards).await?;
+            let all = self.all_kcl_rows(kcl).await?;
             let buckets: Vec<Bucket> = items.iter().filter_map(Bucket::read).collect();
             fill_gone(&mut rows, &all, &buckets);
         }
