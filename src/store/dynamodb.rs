@@ -7,7 +7,7 @@
 //!
 //! | `sk` | attributes | content |
 //! |---|---|---|
-//! | `head` | `format`, `version`, `versions`, `text` | the version of the table, the last versions, and the text of the head |
+//! | `head` | `format`, `version`, `versions`, `text`, `pending`, `kcl` | the version of the table, the last versions, and the text of the head; see [`front`] |
 //! | `heartbeat:<worker>` | `text`, `mark` | the text of a worker's entry, and a mark that differs after each heartbeat |
 //! | `leases:<00 to 63>` | `leases`, `rev`, `pending` | the lease texts of a share of the shards, see [`buckets`] |
 //! | `position:<shard>` | `text`, `fence`, `saver` | the position of a shard, see [`positions`] |
@@ -24,6 +24,10 @@
 //! leases, the workers and the head are still as they were read. Heartbeats and saved positions
 //! change without a new version, so the transaction has conditions of its own for these.
 //!
+//! A transaction has at most 100 items. A step with more notes the rest as pending, the entries of
+//! workers in the head and the positions in the buckets, and every reader settles what is pending
+//! before it uses the item that has the note. So no worker sees a part of a step.
+//!
 //! # Why a save is fenced
 //!
 //! A save is one conditional update of the item of a position, which names the epoch of the lease
@@ -31,13 +35,12 @@
 //! unless the bucket of the shard has a pending write for it.
 //!
 //! A step that changes the epoch or the position of a shard writes the item of the position in the
-//! same transaction. After it, a save in the earlier epoch fails. A transaction has at most 100
-//! items. In a larger step, the buckets note the pending writes instead, and the store settles them
-//! after it: for each bucket, one transaction writes the positions and removes the note, under the
-//! condition that the bucket is still as it was read. Every reader of a bucket settles its pending
-//! writes before it uses the bucket. So no worker sees the leases of a step before their positions
-//! are fenced, and a save in an earlier epoch that succeeds between a large step and its settling comes
-//! before the step for everyone. A crash between the two leaves pending writes for the next reader.
+//! same transaction. After it, a save in the earlier epoch fails. In a larger step, the buckets note
+//! the pending writes instead, and the store settles them after it: for each bucket, one transaction
+//! writes the positions and removes the note, under the condition that the bucket is still as it was
+//! read. So no worker sees the leases of a step before their positions are fenced, and a save in an
+//! earlier epoch that succeeds between a large step and its settling comes before the step for
+//! everyone. A crash between the two leaves pending writes for the next reader.
 //!
 //! If an item of a position has no fence, or another one than the bucket without a pending write,
 //! the save that meets it restores the fence in a transaction that checks the bucket.

@@ -4,16 +4,21 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use aws_sdk_dynamodb::types::AttributeValue;
 use kinestream::store::CheckpointStore;
 use kinestream::store::lease::{
     Change, EntryKey, Exchange, FencedSave, HeartbeatRequest, LeaseStore, Leases, Renewal,
 };
-use kinestream::{Checkpoint, ShardId};
+use kinestream::{Checkpoint, DynamoDbStore, ShardId};
 
 use crate::dynamodb_faults::{asking, text_of};
+use crate::dynamodb_kcl_layout::create_lease_table;
 use crate::dynamodb_link::{Fault, Link, Sent};
 use crate::dynamodb_server::DynamoDbServer;
 use crate::redis_store::{scope, shard};
+
+/// The lease table of a KCL.
+const LEASES: &str = "leases";
 
 /// The cost of some requests.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -25,7 +30,7 @@ struct Cost {
 
 impl Cost {
     fn of(sent: &[Sent]) -> Self {
-        let is_read = |sent: &&Sent| matches!(&*sent.operation, "Query" | "BatchGetItem");
+        let is_read = |sent: &&Sent| matches!(&*sent.operation, "Query" | "Scan" | "BatchGetItem");
         let sum = |sum, sent: &Sent| sum + sent.units;
         let reads = sent.iter().filter(is_read).fold(0.0, sum);
         Self { requests: sent.len(), reads, writes: sent.iter().fold(0.0, sum) - reads }
@@ -36,10 +41,48 @@ fn worker(name: u32) -> String {
     format!("ip-10-0-0-{name}.eu-west-1.compute.internal-4711-0123456789abcdef")
 }
 
+const NUMBER: &str = "49590338271490256608559692538361571095921575989136588898";
+
+/// The table that has the positions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    Own,
+    Kcl,
+}
+
+impl Layout {
+    fn store(self, link: &Link) -> DynamoDbStore {
+        match self {
+            Self::Own => link.store(),
+            Self::Kcl => link.store().kcl_table(LEASES),
+        }
+    }
+}
+
+/// Adds the rows of a KCL that has stopped, one for each of 1,000 shards.
+async fn add_rows(server: &DynamoDbServer) {
+    let client = server.client();
+    create_lease_table(&client, LEASES).await;
+    let string = |text: &str| AttributeValue::S(text.to_owned());
+    let number = |number: &str| AttributeValue::N(number.to_owned());
+    for index in 0..1000 {
+        let request = client.put_item().table_name(LEASES);
+        let request = request.item("leaseKey", string(shard(index).as_str()));
+        let request = request.item("leaseCounter", number("123456"));
+        let request = request.item("ownerSwitchesSinceCheckpoint", number("0"));
+        let request = request.item("checkpoint", string(NUMBER));
+        let request = request.item("checkpointSubSequenceNumber", number("0"));
+        let request = request.item("startingHashKey", string(&u128::MAX.to_string()));
+        let request = request.item("endingHashKey", string(&u128::MAX.to_string()));
+        let parents = AttributeValue::Ss(vec!["shardId-000000001000".to_owned()]);
+        request.item("parentShardId", parents).send().await.unwrap();
+    }
+}
+
 /// Makes the start of an application with 1,000 shards and this many workers. Returns the lease
 /// tables of the workers, and the cost of the first one.
-async fn start(link: &Link, workers: u32) -> (Vec<Leases>, Cost) {
-    let store = std::sync::Arc::new(link.store());
+async fn start(link: &Link, layout: Layout, workers: u32) -> (Vec<Leases>, Cost) {
+    let store = std::sync::Arc::new(layout.store(link));
     let mut fleet = Vec::new();
     let mut first = None;
     for name in 0..workers {
@@ -52,9 +95,7 @@ async fn start(link: &Link, workers: u32) -> (Vec<Leases>, Cost) {
                 request.changes.push(Change::Add {
                     shard: shard.clone(),
                     parents: Vec::new(),
-                    start: Some(
-                        "49590338271490256608559692538361571095921575989136588898".parse().unwrap(),
-                    ),
+                    start: Some(NUMBER.parse().unwrap()),
                     checkpoint: Some(Checkpoint::TrimHorizon),
                 });
                 request.changes.push(Change::Assign { shard, to: worker(0).into() });
@@ -67,64 +108,94 @@ async fn start(link: &Link, workers: u32) -> (Vec<Leases>, Cost) {
     (fleet, first.unwrap())
 }
 
+/// Returns the costs in a fleet of this many workers.
+async fn costs(layout: Layout, workers: u32) -> BTreeMap<&'static str, Cost> {
+    let mut shown = BTreeMap::new();
+    let (server, _store) = DynamoDbServer::with_table().await;
+    if layout == Layout::Kcl {
+        add_rows(&server).await;
+    }
+    let link = Link::new(&server, |_, _| Fault::None);
+    let (fleet, first) = start(&link, layout, workers).await;
+    shown.insert("first start, 1,000 shards", first);
+    let store = layout.store(&link);
+    let mut request = HeartbeatRequest::new(worker(0), 7, Duration::from_secs(10));
+    let table = fleet[0].exchange(&request).await.unwrap().table.unwrap();
+    link.take();
+    let whole = store.exchange(&scope(), &Exchange::default()).await.unwrap();
+    shown.insert("whole table", Cost::of(&link.take()));
+    let key = EntryKey::Worker(worker(0).into());
+    let mut exchange = asking(None, Some(table.version));
+    let entry = text_of(&whole, &key).unwrap();
+    exchange.renewals = vec![Renewal::new(worker(0), &*entry, Duration::from_secs(10))];
+    store.exchange(&scope(), &exchange).await.unwrap();
+    shown.insert("renewal", Cost::of(&link.take()));
+    // Frees one lease, and acquires it in a new epoch.
+    let epoch = table.leases[&shard(0)].epoch;
+    let assign = Change::Assign { shard: shard(0), to: worker(0).into() };
+    request.changes = vec![Change::Release { shard: shard(0), epoch }, assign];
+    request.known = Some((table.generation, table.version));
+    fleet[0].exchange(&request).await.unwrap();
+    shown.insert("renewal with a change of one lease", Cost::of(&link.take()));
+    exchange.renewals.clear();
+    store.exchange(&scope(), &exchange).await.unwrap();
+    shown.insert("reading that change", Cost::of(&link.take()));
+    let table = fleet[0].table().await.unwrap();
+    assert!(table.leases[&shard(0)].epoch > epoch);
+    link.take();
+    let text = format!("AFTER_SEQUENCE_NUMBER:{}9", &NUMBER[1..]);
+    let save = |index: u32| {
+        let epoch = table.leases[&shard(index)].epoch;
+        let expected = text_of(&whole, &EntryKey::Position(shard(index)));
+        FencedSave::new(shard(index), epoch, expected, &*text)
+    };
+    for (what, shards) in [
+        ("checkpoint of one shard", 0..1),
+        ("checkpoints of 100 shards", 1..101),
+        ("checkpoints of 800 shards", 101..901),
+    ] {
+        let saves: Vec<FencedSave> = shards.map(save).collect();
+        let outcomes = store.save_fenced(&scope(), &saves).await.unwrap();
+        assert!(outcomes.iter().all(|outcome| outcome.is_saved), "{outcomes:?}");
+        shown.insert(what, Cost::of(&link.take()));
+    }
+    assert_eq!(store.load(&scope()).await.unwrap().len(), 1000);
+    for (what, cost) in &shown {
+        println!("{layout:?}, {workers} workers, {what}: {cost:?}");
+    }
+    shown
+}
+
+fn cost(requests: usize, reads: f64, writes: f64) -> Cost {
+    Cost { requests, reads, writes }
+}
+
 #[tokio::test]
 async fn requests_and_units_are_those_of_the_guide() {
-    let mut shown = BTreeMap::new();
     for workers in [1, 10, 100] {
-        let (server, _store) = DynamoDbServer::with_table().await;
-        let link = Link::new(&server, |_, _| Fault::None);
-        let (fleet, first) = start(&link, workers).await;
-        shown.insert((workers, "first start, 1,000 shards"), first);
-        let store = link.store();
-        let mut request = HeartbeatRequest::new(worker(0), 7, Duration::from_secs(10));
-        let table = fleet[0].exchange(&request).await.unwrap().table.unwrap();
-        link.take();
-        let whole = store.exchange(&scope(), &Exchange::default()).await.unwrap();
-        shown.insert((workers, "whole table"), Cost::of(&link.take()));
-        let key = EntryKey::Worker(worker(0).into());
-        let mut exchange = asking(None, Some(table.version));
-        let entry = text_of(&whole, &key).unwrap();
-        exchange.renewals = vec![Renewal::new(worker(0), &*entry, Duration::from_secs(10))];
-        store.exchange(&scope(), &exchange).await.unwrap();
-        shown.insert((workers, "renewal"), Cost::of(&link.take()));
-        // Frees one lease, and acquires it in a new epoch.
-        let epoch = table.leases[&shard(0)].epoch;
-        let assign = Change::Assign { shard: shard(0), to: worker(0).into() };
-        request.changes = vec![Change::Release { shard: shard(0), epoch }, assign];
-        request.known = Some((table.generation, table.version));
-        fleet[0].exchange(&request).await.unwrap();
-        shown.insert((workers, "renewal with a change of one lease"), Cost::of(&link.take()));
-        exchange.renewals.clear();
-        store.exchange(&scope(), &exchange).await.unwrap();
-        shown.insert((workers, "reading that change"), Cost::of(&link.take()));
-        let table = fleet[0].table().await.unwrap();
-        assert!(table.leases[&shard(0)].epoch > epoch);
-        link.take();
-        let text = "AFTER_SEQUENCE_NUMBER:49590338271490256608559692538361571095921575989136588898";
-        let save = |index: u32| {
-            let epoch = table.leases[&shard(index)].epoch;
-            FencedSave::new(shard(index), epoch, Some("TRIM_HORIZON".into()), text)
-        };
-        let outcomes = store.save_fenced(&scope(), &[save(1)]).await.unwrap();
-        assert!(outcomes[0].is_saved);
-        shown.insert((workers, "checkpoint of one shard"), Cost::of(&link.take()));
-        assert_eq!(store.load(&scope()).await.unwrap().len(), 1000);
-    }
-    for ((workers, what), cost) in &shown {
-        println!("{workers} workers, {what}: {cost:?}");
-    }
-    let cost = |requests, reads, writes| Cost { requests, reads, writes };
-    for workers in [1, 10, 100] {
+        let shown = costs(Layout::Own, workers).await;
         let front = if workers == 100 { 4.0 } else { 1.0 };
-        assert_eq!(shown[&(workers, "renewal")], cost(2, front, 1.0));
-        assert_eq!(shown[&(workers, "checkpoint of one shard")], cost(1, 0.0, 1.0));
-        assert_eq!(shown[&(workers, "reading that change")], cost(4, 3.0 + front, 0.0));
-        let change = shown[&(workers, "renewal with a change of one lease")];
+        assert_eq!(shown["renewal"], cost(2, front, 1.0));
+        assert_eq!(shown["checkpoint of one shard"], cost(1, 0.0, 1.0));
+        assert_eq!(shown["checkpoints of 800 shards"], cost(800, 0.0, 800.0));
+        assert_eq!(shown["reading that change"], cost(4, 3.0 + front, 0.0));
+        let change = shown["renewal with a change of one lease"];
         assert_eq!(change.requests, 7);
         assert!(change.reads <= 4.0 + front && change.writes <= 17.0, "{change:?}");
-        let whole = shown[&(workers, "whole table")];
+        let whole = shown["whole table"];
         assert!(whole.requests == 1 && whole.reads <= 75.0, "{whole:?}");
-        let first = shown[&(workers, "first start, 1,000 shards")];
+        let first = shown["first start, 1,000 shards"];
         assert!(first.requests <= 140 && first.writes <= 3200.0, "{first:?}");
+    }
+}
+
+#[tokio::test]
+async fn requests_and_units_with_the_table_of_a_kcl_are_those_of_the_guide() {
+    for workers in [1, 100] {
+        let shown = costs(Layout::Kcl, workers).await;
+        let front = if workers == 100 { 4.0 } else { 1.0 };
+        assert_eq!(shown["renewal"], cost(2, front, 1.0));
+        assert_eq!(shown["checkpoint of one shard"], cost(2, 1.0, 1.0));
+        assert_eq!(shown["checkpoints of 100 shards"], cost(101, 100.0, 100.0));
     }
 }

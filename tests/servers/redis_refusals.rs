@@ -137,10 +137,19 @@ async fn disabled_command_is_reported_without_arguments() {
 
 /// The text that a subscriber has logged.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
-    fn text(&self) -> String {
+    /// Begins a log of this thread, which ends when the guard is dropped.
+    pub(crate) fn begin() -> (Self, tracing::subscriber::DefaultGuard) {
+        let log = Self::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        crate::listening::keep_events_on();
+        (log, tracing::subscriber::set_default(subscriber))
+    }
+
+    pub(crate) fn text(&self) -> String {
         String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
     }
 }
@@ -158,11 +167,7 @@ impl io::Write for Log {
 /// Returns the log of connecting to a server with these options.
 async fn logged(options: &[&str]) -> String {
     let server = RedisServer::start(options);
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
-    crate::listening::keep_events_on();
-    let _until_here = tracing::subscriber::set_default(subscriber);
+    let (log, _until_here) = Log::begin();
     RedisStore::connect(&server.url()).await.unwrap();
     log.text()
 }

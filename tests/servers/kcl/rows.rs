@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use futures::StreamExt;
+use kinestream::store::lease::{FencedSave, LeaseStore};
 use kinestream::store::{CheckpointStore, Scope};
 use kinestream::{Checkpoint, Consumer, ErrorKind, IfLeased};
 use tokio::time::{sleep, timeout};
@@ -11,6 +12,9 @@ use tokio::time::{sleep, timeout};
 use super::fake::{FakeKcl, Version};
 use super::requests::{Item, Lease};
 use super::world::{LEASE, World};
+use crate::dynamodb_faults::{adding, asking, lease};
+use crate::redis_refusals::Log;
+use crate::redis_store::{scope, shard};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -323,4 +327,28 @@ async fn shard_whose_children_a_kcl_has_finished_is_not_read_again() {
         assert_eq!(world.delivered(Duration::from_secs(5)).await, [""; 0]);
     }
     assert_eq!(world.table.scan().await.len(), 4, "no row is added for a finished shard");
+}
+
+#[tokio::test]
+async fn lease_that_a_save_takes_back_from_a_kcl_is_logged() {
+    let world = World::new(1).await;
+    world.put_row(row(shard(0).as_str(), "TRIM_HORIZON")).await;
+    let (store, place) = (world.store(), scope());
+    let claim = asking(Some(adding([lease(0, 7)])), None);
+    assert!(store.exchange(&place, &claim).await.unwrap().is_made);
+    let (log, _until_here) = Log::begin();
+    for (expected, text) in [("TRIM_HORIZON", "AT_TIMESTAMP:1"), ("AT_TIMESTAMP:1", "SHARD_END")] {
+        let save = FencedSave::new(shard(0), 7, Some(expected.into()), text);
+        assert!(store.save_fenced(&place, &[save]).await.unwrap()[0].is_saved);
+        let row = world.table.scan().await.remove(0);
+        assert_eq!(row.owner.as_deref(), Some("one"));
+        let logged = log.text();
+        if text == "AT_TIMESTAMP:1" {
+            assert_eq!(logged, "", "no KCL has taken it");
+            assert!(world.table.take(&row, "kcl-7").await);
+        } else {
+            assert!(logged.contains("WARN") && logged.contains("stop the KCL"), "{logged}");
+            assert!(logged.contains("kcl-7") && logged.contains(&row.key), "{logged}");
+        }
+    }
 }

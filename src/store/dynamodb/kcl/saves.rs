@@ -47,6 +47,17 @@ impl<'a> Partition<'a> {
             };
             let change = row::write(row.item.as_ref(), Some(&after));
             let Updated::Refused(item) = beside.update(&key, &change).await? else {
+                let holder = before.as_ref().filter(|_| epoch.is_some());
+                if let Some(worker) = holder.and_then(|before| before.foreign_holder()) {
+                    let (table, shard) = (beside.table, save.shard.as_str());
+                    tracing::warn!(
+                        table,
+                        shard,
+                        worker,
+                        "lease taken back from a worker of a KCL, which delivers the same records; \
+                         stop the KCL"
+                    );
+                }
                 return Ok(Saved::Done);
             };
             // An earlier attempt without an answer has written this row.
