@@ -118,7 +118,7 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
 /// - [`Denied`](ErrorKind::Denied): missing credentials or permissions.
 /// - [`Configuration`](ErrorKind::Configuration): no such table, or a table with another key.
 /// - [`Rejected`](ErrorKind::Rejected): a request that exceeds a limit of DynamoDB. An application
-///   may have about 30,000 shards.
+///   may have about 15,000 shards.
 /// - [`StoreCorrupt`](ErrorKind::StoreCorrupt): an item that was changed by hand, or by a later
 ///   version.
 ///

@@ -11,6 +11,27 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["kcl::moves::reading_begins_once_a_kcl_has_stopped_to_renew"],
     },
     Mistake {
+        what: "KCL: a worker that replaces one of its name does not wait for a KCL",
+        file: "store/dynamodb/exchange.rs",
+        right: "&& incarnation(&change.text) != incarnation(&change.expected)",
+        wrong: "&& incarnation(&change.expected).is_none()",
+        breaks: &["kcl::rows::worker_of_a_known_name_waits_for_a_kcl_as_well"],
+    },
+    Mistake {
+        what: "KCL: a store without the lease table starts the application anew",
+        file: "store/dynamodb/reads.rs",
+        right: "(Some(table), None) => format!(",
+        wrong: "(Some(table), None) if table.is_empty() => format!(",
+        breaks: &["kcl::rows::store_with_the_positions_elsewhere_is_refused"],
+    },
+    Mistake {
+        what: "KCL: streams of two accounts share their rows",
+        file: "store/dynamodb/kcl.rs",
+        right: "work(self.table.scopes.lock().entry(self.scope.clone()).or_default())",
+        wrong: "work(self.table.scopes.lock().entry(Scope::new(\"\", \"\")).or_default())",
+        breaks: &["kcl::rows::streams_of_two_accounts_in_one_table_stay_apart"],
+    },
+    Mistake {
         what: "KCL: the end of a shard is shown before its children are named",
         file: "store/dynamodb/kcl/place.rs",
         right: "Ok(Checkpoint::ShardEnd) | Err(_) => {",

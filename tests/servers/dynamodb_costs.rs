@@ -10,15 +10,19 @@ use kinestream::store::lease::{
     Change, EntryKey, Exchange, FencedSave, HeartbeatRequest, LeaseStore, Leases, Renewal,
 };
 use kinestream::{Checkpoint, DynamoDbStore, ShardId};
+use serde_json::Value;
 
 use crate::dynamodb_faults::{asking, text_of};
 use crate::dynamodb_kcl_layout::create_lease_table;
-use crate::dynamodb_link::{Fault, Link, Sent};
+use crate::dynamodb_link::{Fault, Link, Sent, error};
 use crate::dynamodb_server::DynamoDbServer;
 use crate::redis_store::{scope, shard};
 
 /// The lease table of a KCL.
 const LEASES: &str = "leases";
+
+/// The shards of the largest application, by the guide page `dynamodb`.
+const MOST_SHARDS: u32 = 15_000;
 
 /// The cost of some requests.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -79,6 +83,17 @@ async fn add_rows(server: &DynamoDbServer) {
     }
 }
 
+/// Adds the changes that add a shard and assign it to a worker.
+fn add(request: &mut HeartbeatRequest, shard: ShardId, to: u32) {
+    request.changes.push(Change::Add {
+        shard: shard.clone(),
+        parents: Vec::new(),
+        start: Some(NUMBER.parse().unwrap()),
+        checkpoint: Some(Checkpoint::TrimHorizon),
+    });
+    request.changes.push(Change::Assign { shard, to: worker(to).into() });
+}
+
 /// Makes the start of an application with 1,000 shards and this many workers. Returns the lease
 /// tables of the workers, and the cost of the first one.
 async fn start(link: &Link, layout: Layout, workers: u32) -> (Vec<Leases>, Cost) {
@@ -91,14 +106,7 @@ async fn start(link: &Link, layout: Layout, workers: u32) -> (Vec<Leases>, Cost)
         if name == 0 {
             link.take();
             for index in 0..1000 {
-                let shard: ShardId = shard(index);
-                request.changes.push(Change::Add {
-                    shard: shard.clone(),
-                    parents: Vec::new(),
-                    start: Some(NUMBER.parse().unwrap()),
-                    checkpoint: Some(Checkpoint::TrimHorizon),
-                });
-                request.changes.push(Change::Assign { shard, to: worker(0).into() });
+                add(&mut request, shard(index), 0);
             }
         }
         leases.exchange(&request).await.unwrap();
@@ -197,5 +205,63 @@ async fn requests_and_units_with_the_table_of_a_kcl_are_those_of_the_guide() {
         assert_eq!(shown["renewal"], cost(2, front, 1.0));
         assert_eq!(shown["checkpoint of one shard"], cost(2, 1.0, 1.0));
         assert_eq!(shown["checkpoints of 100 shards"], cost(101, 100.0, 100.0));
+        let many = shown["checkpoints of 800 shards"];
+        assert!(many.requests == 801 && many.reads <= 150.0 && many.writes <= 800.0, "{many:?}");
+        assert_eq!(shown["reading that change"], cost(4, 3.0 + front, 0.0));
+        let change = shown["renewal with a change of one lease"];
+        assert_eq!(change.requests, 8);
+        assert!(change.reads <= 5.0 + front && change.writes <= 17.0, "{change:?}");
+        let whole = shown["whole table"];
+        assert!(whole.requests == 2 && whole.reads <= 180.0, "{whole:?}");
+        let first = shown["first start, 1,000 shards"];
+        assert!(first.requests <= 145 && first.writes <= 3100.0, "{first:?}");
     }
+}
+
+/// Returns the size of an attribute, as DynamoDB counts it
+/// (<https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/CapacityUnitCalculations.html>).
+fn size(value: &Value) -> usize {
+    let (kind, value) = value.as_object().unwrap().iter().next().unwrap();
+    match (&**kind, value) {
+        ("S", Value::String(text)) => text.len(),
+        ("N", Value::String(digits)) => digits.len() / 2 + 2,
+        ("M", Value::Object(map)) => {
+            3 + map.iter().map(|(key, it)| 1 + key.len() + size(it)).sum::<usize>()
+        }
+        ("L", Value::Array(list)) => 3 + list.iter().map(|it| 1 + size(it)).sum::<usize>(),
+        _ => 1,
+    }
+}
+
+/// The first start is the largest step: it has the lease of each shard with its first sequence number
+/// and its owner, and its position, which is pending.
+#[tokio::test]
+async fn first_start_with_the_most_shards_of_the_guide_fits_in_a_transaction() {
+    let (server, _store) = DynamoDbServer::with_table().await;
+    let bodies = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = std::sync::Arc::clone(&bodies);
+    let link = Link::new(&server, move |operation, body| {
+        if operation != "TransactWriteItems" {
+            return Fault::None;
+        }
+        seen.lock().unwrap().push(body.clone());
+        Fault::Answer(400, error("AccessDeniedException", "enough"))
+    });
+    let leases = Leases::new(std::sync::Arc::new(link.store()), scope());
+    let mut request = HeartbeatRequest::new(worker(0), 7, Duration::from_secs(10));
+    for index in 0..MOST_SHARDS {
+        add(&mut request, shard(index), 0);
+    }
+    leases.exchange(&request).await.unwrap_err();
+    let body = bodies.lock().unwrap().remove(0);
+    let items: Vec<usize> = body["TransactItems"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|item| item["Update"]["ExpressionAttributeValues"].as_object())
+        .map(|values| values.values().map(size).sum())
+        .collect();
+    let (largest, sum) = (items.iter().max().unwrap(), items.iter().sum::<usize>());
+    println!("{} items, the largest of {largest} bytes, together {sum} bytes", items.len());
+    assert!(*largest < 400_000 && sum < 4_000_000, "{largest} {sum}");
 }

@@ -10,8 +10,8 @@
 //!
 //! So a step of any number of shards writes at most 64 items of leases, which leaves room for others
 //! in a transaction of 100, and a change of one lease writes a 64th of them. With 1,000 shards, a
-//! bucket has about 2 KB. An item may have 400 KB, and a transaction 4 MB, which is enough for the
-//! leases of 30,000 shards.
+//! bucket has about 3 KB. An item may have 400 KB, and a transaction 4 MB, which is enough for the
+//! leases and the pending positions of 15,000 shards.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -69,7 +69,7 @@ impl Partition<'_> {
     fn too_large(&self, items: usize) -> Error {
         let message = format!(
             "DynamoDB table {}: a step of {} changes {items} items, but a transaction has at most \
-             {TRANSACTION}: too many workers have joined or expired at once",
+             {TRANSACTION}: too many workers must be silent at once",
             self.table, self.key
         );
         Error::new(ErrorKind::Rejected, message)
@@ -110,38 +110,15 @@ impl Plan {
         let is_change = |it: &&EntryChange| it.is_forced || it.text != it.expected;
         let changes: Vec<&EntryChange> = step.entries.iter().filter(is_change).collect();
         let mut front = before.clone();
-        let mut items = Vec::new();
-        if !changes.is_empty() {
-            let forgotten = front.next_version(now());
-            let keys = changes.iter().map(|change| &change.key);
-            items.push(
-                partition.write(partition.key(&step_key(front.version)), &log::update(keys))?,
-            );
-            if let Some(forgotten) = forgotten {
-                let key = partition.key(&step_key(forgotten));
-                items.push(partition.delete(key, &Expressions::default())?);
-            }
-        }
+        let mut items = log_items(partition, &changes, &mut front)?;
         let (checked, workers) = workers(partition, step, &changes, before, &mut front)?;
         items.extend(checked);
         for change in changes.iter().filter(|change| change.key == EntryKey::Head) {
             front.head.clone_from(&change.text);
         }
         front.kcl = partition.kcl.map(Kcl::name);
-        let has_head = !changes.is_empty()
-            || !step.entries.is_empty()
-            || step.version.is_some()
-            || !step.silent.is_empty();
         let moved = positions(partition, step, &buckets, rows);
-        let mut written: BTreeSet<u8> = BTreeSet::new();
-        for change in &changes {
-            if let EntryKey::Lease(shard) = &change.key
-                && let Some(bucket) = buckets.get_mut(&bucket_of(shard))
-            {
-                bucket.set(shard, change.text.as_deref());
-                written.insert(bucket.number);
-            }
-        }
+        let mut written = set_leases(&changes, &mut buckets);
         let (checks, writes): (Vec<_>, Vec<_>) =
             moved.into_iter().partition(|(_, write)| write.is_check);
         for (shard, write) in checks {
@@ -175,7 +152,7 @@ impl Plan {
         let key = partition.key(HEAD);
         if !changes.is_empty() {
             items.push(partition.write(key, &front.update(before))?);
-        } else if has_head {
+        } else if *step != Step::default() {
             items.push(partition.check(key, &before.condition())?);
         }
         for bucket in written.iter().filter_map(|number| buckets.get(number)) {
@@ -185,6 +162,40 @@ impl Plan {
         }
         Ok(Self { items, front })
     }
+}
+
+/// Moves the front to the next version. Returns the write of the step's item in the log, and the
+/// deletion of the oldest one.
+fn log_items(
+    partition: &Partition<'_>,
+    changes: &[&EntryChange],
+    front: &mut Front,
+) -> Result<Vec<TransactWriteItem>> {
+    if changes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let forgotten = front.next_version(now());
+    let update = log::update(changes.iter().map(|change| &change.key));
+    let mut items = vec![partition.write(partition.key(&step_key(front.version)), &update)?];
+    if let Some(forgotten) = forgotten {
+        let key = partition.key(&step_key(forgotten));
+        items.push(partition.delete(key, &Expressions::default())?);
+    }
+    Ok(items)
+}
+
+/// Sets the texts of the changed leases. Returns the numbers of their buckets.
+fn set_leases(changes: &[&EntryChange], buckets: &mut BTreeMap<u8, Bucket>) -> BTreeSet<u8> {
+    let mut written = BTreeSet::new();
+    for change in changes {
+        if let EntryKey::Lease(shard) = &change.key
+            && let Some(bucket) = buckets.get_mut(&bucket_of(shard))
+        {
+            bucket.set(shard, change.text.as_deref());
+            written.insert(bucket.number);
+        }
+    }
+    written
 }
 
 /// The entries of workers that a step writes or, for `None`, deletes.
