@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use futures::StreamExt;
-use kinestream::store::lease::{FencedSave, LeaseStore};
+use kinestream::store::lease::{FencedSave, HeartbeatRequest, LeaseStore, Membership};
 use kinestream::store::{CheckpointStore, Scope};
 use kinestream::{Checkpoint, Consumer, ErrorKind, IfLeased};
 use tokio::time::{sleep, timeout};
@@ -13,6 +13,7 @@ use super::fake::{FakeKcl, Version};
 use super::requests::{Item, Lease};
 use super::world::{LEASE, World};
 use crate::dynamodb_faults::{adding, asking, lease};
+use crate::lease_access::LeaseAccess;
 use crate::redis_refusals::Log;
 use crate::redis_store::{scope, shard};
 
@@ -251,49 +252,29 @@ async fn streams_of_two_accounts_in_one_table_stay_apart() {
     assert_eq!(store.load(&scopes[0]).await.unwrap()[&id], Checkpoint::ShardEnd);
 }
 
-/// The entry of the earlier worker of this name is replaced, and none is added.
+/// A worker that starts after a crash replaces the entry of its name, and adds none.
 #[tokio::test]
 async fn worker_of_a_known_name_waits_for_a_kcl_as_well() {
-    let world = World::new(2).await;
-    let begin = || {
-        let consumer = world.consumer().worker_id("one").build().unwrap();
-        tokio::spawn(async move {
-            let mut records = consumer.records();
-            while let Some(record) = records.next().await {
-                record.unwrap().ack();
-            }
-        })
-    };
-    let dying = begin();
-    let claimed = |rows: &[Lease]| {
-        rows.len() == 2 && rows.iter().all(|row| row.owner.as_deref() == Some("one"))
-    };
-    let wait = async |wanted: &dyn Fn(&[Lease]) -> bool| {
-        timeout(LIMIT, async {
-            while !wanted(&world.table.scan().await) {
-                sleep(Duration::from_millis(50)).await;
-            }
-        })
-        .await
-        .expect("expected other owners");
-    };
-    wait(&claimed).await;
-    dying.abort();
-    let _aborted = dying.await;
-    let kcl = FakeKcl::start(Version::Two, 1, &world.table, &world.kinesis, &world.ledger);
-    let is_taken = |rows: &[Lease]| {
-        rows.iter().all(|row| row.owner.as_deref().is_some_and(|owner| owner.starts_with("kcl-")))
-    };
-    wait(&is_taken).await;
-    let reading = begin();
-    for _ in 0..40 {
-        sleep(LEASE / 10).await;
-        let rows = world.table.scan().await;
-        assert!(is_taken(&rows), "expected the KCL to keep its leases: {rows:?}");
+    const SHORT: Duration = Duration::from_millis(300);
+    let world = World::new(1).await;
+    let store = world.store();
+    store.heartbeat(&scope(), &HeartbeatRequest::new("one", 1, SHORT)).await.unwrap();
+    let mut held = row(world.stream.shard(0).id().as_str(), "TRIM_HORIZON");
+    held.insert("leaseOwner".to_owned(), string("kcl-7"));
+    world.put_row(held).await;
+    let (leases, request) = (store.leases_of(&scope()), HeartbeatRequest::new("one", 2, SHORT));
+    for _ in 0..20 {
+        let lease = world.table.scan().await.remove(0);
+        assert!(world.table.renew(&lease, false).await);
+        match leases.exchange(&request).await {
+            Ok(response) => assert_eq!(response.membership, Membership::Occupied),
+            Err(error) => assert!(error.to_string().contains("kcl-7"), "{error}"),
+        }
+        sleep(SHORT / 3).await;
     }
-    kcl.kill().await;
-    wait(&claimed).await;
-    reading.abort();
+    sleep(SHORT).await;
+    let response = leases.exchange(&request).await.unwrap();
+    assert_eq!(response.membership, Membership::Joined);
 }
 
 /// The KCL deletes the rows of a finished shard and of its children.
