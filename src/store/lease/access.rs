@@ -299,9 +299,12 @@ impl Access<'_> {
             let mut silent: Vec<LastHeartbeat> = gone.cloned().collect();
             let is_last = silent.len() <= MAX_REMOVED;
             if !is_last {
+                // The edit is made once few enough are left.
                 silent.truncate(MAX_REMOVED);
                 after = LeaseTable::clone(&view.table);
-                silent.iter().for_each(|last| after.remove(&last.worker));
+                for last in &silent {
+                    after.remove(&last.worker);
+                }
             }
             let (known, entries) = (Some(view.table.version), view.changes_to(&after));
             let step = Some(Step { version: known, silent, entries });

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use futures::StreamExt;
-use kinestream::store::lease::{FencedSave, HeartbeatRequest, LeaseStore, Membership};
+use kinestream::store::lease::{
+    FencedSave, HeartbeatRequest, HeartbeatResponse, LeaseStore, Membership,
+};
 use kinestream::store::{CheckpointStore, Scope};
 use kinestream::{Checkpoint, Consumer, ErrorKind, IfLeased};
 use tokio::time::{sleep, timeout};
@@ -272,9 +274,14 @@ async fn worker_of_a_known_name_waits_for_a_kcl_as_well() {
         }
         sleep(SHORT / 3).await;
     }
-    sleep(SHORT).await;
-    let response = leases.exchange(&request).await.unwrap();
-    assert_eq!(response.membership, Membership::Joined);
+    timeout(LIMIT, async {
+        let joined = |response: HeartbeatResponse| response.membership == Membership::Joined;
+        while !leases.exchange(&request).await.is_ok_and(joined) {
+            sleep(SHORT / 3).await;
+        }
+    })
+    .await
+    .expect("expected to join once the KCL has stopped");
 }
 
 /// The KCL deletes the rows of a finished shard and of its children.
