@@ -18,7 +18,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["kcl::rows::worker_of_a_known_name_waits_for_a_kcl_as_well"],
     },
     Mistake {
-        what: "KCL: a store without the lease table starts the application anew",
+        what: "KCL: a store without the lease table starts the application again",
         file: "store/dynamodb/reads.rs",
         right: "(Some(table), None) => format!(",
         wrong: "(Some(table), None) if table.is_empty() => format!(",

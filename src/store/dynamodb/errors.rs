@@ -24,7 +24,7 @@ pub(super) enum Reaction {
     Report,
 }
 
-/// Why a call has failed: the code and the message of DynamoDB.
+/// The reason for which a call has failed: the code and the message of DynamoDB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Reason<'a> {
     pub(super) code: &'a str,
