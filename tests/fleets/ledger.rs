@@ -57,6 +57,10 @@ impl Facts {
         {
             return self.check_edit(worker, step, before, after);
         }
+        let is_unfinished = |shard| before.leases.get(shard).is_none_or(|it| !it.is_finished());
+        let ended = after.leases.iter().filter(|(_, lease)| lease.is_finished());
+        let ended = ended.filter(|(shard, _)| is_unfinished(shard));
+        self.saved_ends.extend(ended.map(|(shard, lease)| (index_of(shard), lease.epoch)));
         self.check_releases(worker, before, after);
         self.check_tables(before, after);
     }
