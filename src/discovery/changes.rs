@@ -112,7 +112,10 @@ impl ShardDiscovery {
                 if listed.begins {
                     losses.push(Loss::listed(Report::Error(self.expired_error(shard, lease))));
                 }
-            } else if listed.gone.contains(shard) && lease.owner.is_none() {
+            } else if listed.gone.contains(shard)
+                && lease.owner.is_none()
+                && !is_from_before(listed, lease)
+            {
                 list.extend(self.lose(shard, lease, listed, &mut losses));
             }
         }
@@ -344,6 +347,13 @@ impl ShardDiscovery {
         }
         changes
     }
+}
+
+/// Returns true if a listing shows a parent of an unlisted shard as open: it is from before the
+/// shard, and so may be the responses that the shard does not exist.
+fn is_from_before(listed: &StreamShards, lease: &Lease) -> bool {
+    let is_parent = |shard: &&ListedShard| lease.parents.iter().flatten().any(|it| *it == shard.id);
+    listed.shards.iter().filter(is_parent).any(ListedShard::is_open)
 }
 
 /// Returns the event for the gap between the position of a lease and the new position of its shard.

@@ -5,6 +5,13 @@ use super::Mistake;
 
 pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
+        what: "a child counts as lost although a listing shows its parent as open",
+        file: "discovery/changes.rs",
+        right: "                && !is_from_before(listed, lease)\n",
+        wrong: "                && (listed.begins || !listed.begins || !is_from_before(listed, lease))\n",
+        breaks: &["discovery::lost_shards::child_of_a_shard_that_is_listed_as_open_is_not_lost"],
+    },
+    Mistake {
         what: "a batch moves forward by the length of a run instead of its delivered records",
         file: "shard/delivery.rs",
         right: "        let (batch, guard) = (self.batch.clone(), Arc::clone(lease_handle.guard()));\n",

@@ -6,7 +6,7 @@ use futures::{FutureExt, StreamExt};
 use kinestream::store::Scope;
 use kinestream::testing::{Kinesis, Outcome, Stream, WrongListing};
 use kinestream::{
-    Checkpoint, CheckpointStore, ErrorKind, Event, MemoryStore, OnTrimmed, ShardState,
+    Checkpoint, CheckpointOn, CheckpointStore, ErrorKind, Event, MemoryStore, OnTrimmed, ShardState,
 };
 use tokio::time::timeout;
 
@@ -74,6 +74,41 @@ async fn lost_shard_that_is_listed_again_is_read() {
         let record = timeout(HOUR, records.next()).await.unwrap().unwrap().unwrap();
         assert_eq!(number(&record), expected);
     }
+}
+
+/// A server that lags behind shows neither the children of a split in its listings nor for other
+/// requests.
+#[tokio::test(start_paused = true)]
+async fn child_of_a_shard_that_is_listed_as_open_is_not_lost() {
+    let (kinesis, orders) = orders(1);
+    orders.shard(0).put("0");
+    let builder = consumer(&kinesis).checkpoint_on(CheckpointOn::Ack).store(MemoryStore::new());
+    let mut records = builder.build().unwrap().records();
+    let last = next(&mut records).await;
+    for (child, number) in orders.shard(0).split().iter().zip(1..) {
+        child.put(number.to_string());
+    }
+    // The children wait for the acknowledgement.
+    assert_silent(&mut records).await;
+    let outdated = Outcome::Mislisted(WrongListing::Stale(1));
+    let not_found = Outcome::failed(400, "ResourceNotFoundException", "no such shard");
+    kinesis.on_call(move |call| match call.operation.as_str() {
+        "ListShards" => outdated.clone(),
+        "GetShardIterator" => not_found.clone(),
+        _ => Outcome::Served,
+    });
+    let quiet = timeout(HOUR, records.next()).await;
+    assert!(quiet.is_err(), "expected no loss: {quiet:?}");
+    kinesis.on_call(|_| Outcome::Served);
+    last.ack();
+    let mut numbers = Vec::new();
+    for _ in 0..2 {
+        let record = next(&mut records).await;
+        numbers.push(number(&record));
+        record.ack();
+    }
+    numbers.sort_unstable();
+    assert_eq!(numbers, [1, 2]);
 }
 
 /// One listing shows another first sequence number for a shard that is being read.
