@@ -108,11 +108,4 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         wrong: "row.scope.as_ref().filter(|scope| scope.is_empty())",
         breaks: &["kcl::rows::rows_of_another_application_are_refused"],
     },
-    Mistake {
-        what: "KCL: rows of another stream of the table are read",
-        file: "store/dynamodb/kcl/reads.rs",
-        right: "if self.with(|known| known.stream.clone()).is_some_and(|known| known != stream) {",
-        wrong: "if self.with(|known| known.stream.is_none()) && stream.is_some() {",
-        breaks: &["kcl::rows::rows_of_other_kinds_and_streams_stay_as_they_are"],
-    },
 ];

@@ -5,6 +5,13 @@ use super::Mistake;
 
 pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
+        what: "KCL: rows of another stream of the table are read",
+        file: "store/dynamodb/kcl/reads.rs",
+        right: "if self.with(|known| known.stream.clone()).is_some_and(|known| known != stream) {",
+        wrong: "if self.with(|known| known.stream.is_none()) && stream.is_some() {",
+        breaks: &["store::dynamodb::kcl::reads::tests::row_of_another_stream_is_not_read"],
+    },
+    Mistake {
         what: "a renewal does not update the lease deadline that a run has cached",
         file: "shard/lease_handle.rs",
         right: "if known.is_none_or(|known| known.renewals != renewals) {",

@@ -56,6 +56,20 @@ fn stream_of_a_table_is_known_by_its_keys() {
     }
 }
 
+#[test]
+fn row_of_another_stream_is_not_read() {
+    let (table, scope) = (KclTable::new("leases"), Scope::new("billing", "orders"));
+    let kcl = Kcl::new(&table, &scope);
+    let own = item("111111111111:orders:1700000000:shardId-000000000001");
+    let others = ["111111111111:payments:1700000000:shardId-000000000001", "shardId-000000000001"];
+    kcl.identify(std::slice::from_ref(&own)).unwrap();
+    let read = |item: &Item| kcl.read(item).unwrap().map(|(shard, _)| shard);
+    assert_eq!(read(&own), Some(shard(1)));
+    for other in others {
+        assert_eq!(read(&item(other)), None, "{other}");
+    }
+}
+
 /// Returns what is known of these leases, each with its parents, if these shards have rows.
 fn gone(leases: &[(usize, &[usize])], with_rows: &[usize]) -> Vec<(usize, Gone)> {
     let mut bucket = Bucket::empty(0);
