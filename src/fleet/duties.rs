@@ -207,6 +207,14 @@ impl Worker {
             }
         }
         for (shard, lease) in opened {
+            let is_released = |change: &Change| {
+                let Change::Release { shard: of, epoch } = change else { return false };
+                *of == shard && *epoch == lease.epoch
+            };
+            if self.pending.iter().any(is_released) {
+                // The step that releases it was refused, and is repeated.
+                continue;
+            }
             if self.exclusions.exclusions(&shard) {
                 // It was assigned by a worker that does not know of this worker's exclusion.
                 self.pending.push(Change::Release { shard, epoch: lease.epoch });
