@@ -207,23 +207,20 @@ impl Worker {
             }
         }
         for (shard, lease) in opened {
-            let is_released = |change: &Change| {
-                let Change::Release { shard: of, epoch } = change else { return false };
-                *of == shard && *epoch == lease.epoch
-            };
-            if self.pending.iter().any(is_released) {
+            let release = Change::Release { shard: shard.clone(), epoch: lease.epoch };
+            if self.pending.contains(&release) {
                 // The step that releases it was refused, and is repeated.
                 continue;
             }
             if self.exclusions.exclusions(&shard) {
                 // It was assigned by a worker that does not know of this worker's exclusion.
-                self.pending.push(Change::Release { shard, epoch: lease.epoch });
+                self.pending.push(release);
             } else if self.deps.config.rules.is_readable(&self.table, &shard, &lease) {
                 self.open(&shard, lease);
             } else {
                 // The positions of its parents were moved back, so the parents are read first. Or
                 // this worker does not read the shard, which another worker does not know.
-                self.pending.push(Change::Release { shard, epoch: lease.epoch });
+                self.pending.push(release);
             }
         }
         for shard in leaving {

@@ -62,7 +62,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["dynamodb_faults::cancelled_transaction_says_why"],
     },
     Mistake {
-        what: "DynamoDB: keys that are never processed are asked for without end",
+        what: "DynamoDB: keys that are never processed are requested without end",
         file: "store/dynamodb/requests.rs",
         right: "failed = if keys.len() < count { 0 } else { failed + 1 };",
         wrong: "failed = if keys.is_empty() { failed } else { 0 };",

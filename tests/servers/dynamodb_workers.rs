@@ -100,7 +100,7 @@ async fn large_fleet_is_cleared_by_force() {
     assert_eq!(heartbeats(&server).await, 0);
 }
 
-/// Each of the dead workers has to stay silent, which is a condition of its own.
+/// Each dead worker must stay silent, which takes one condition per worker.
 #[tokio::test]
 async fn large_dead_fleet_is_cleared_and_moved() {
     let (_server, store) = DynamoDbServer::with_table().await;

@@ -166,7 +166,7 @@ impl Front {
         self.condition().require(PENDING, self.pending_value()).set(PENDING, after.pending_value())
     }
 
-    /// Returns the pending entries as an attribute; `None` if there is none.
+    /// Returns the pending entries as an attribute; `None` without any.
     fn pending_value(&self) -> Option<AttributeValue> {
         let entries = self.pending.iter().map(|(worker, entry)| {
             let mut parts = HashMap::from([(WORKER.to_owned(), text(&**worker))]);

@@ -141,7 +141,7 @@ impl Partition<'_> {
         Ok(Whole { front, buckets, rows })
     }
 
-    /// Reads the items of a range, whose head and buckets have no pending writes.
+    /// Reads the items of a range after its head and its buckets were settled.
     async fn settled(&self, range: Range) -> Result<Vec<Item>> {
         let mut backoff = Backoff::new(CONFLICTS);
         for _ in 0..ROUNDS {

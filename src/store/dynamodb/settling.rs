@@ -28,7 +28,7 @@ impl Partition<'_> {
     }
 
     /// Writes as many pending entries of workers as fit in a transaction. Returns false if a step or
-    /// another reader has changed the head meanwhile.
+    /// another reader has changed the head since it was read.
     ///
     /// Cancel safe: the transaction is made as a whole or not at all.
     pub(super) async fn settle_workers(&self, front: &Front) -> Result<bool> {

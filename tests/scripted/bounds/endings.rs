@@ -433,8 +433,8 @@ async fn reading_without_an_ending_does_not_end() {
     assert_silent(&mut records).await;
 }
 
-/// The listing that decides whether a shard at its tip is still open fails. The response that was
-/// received meanwhile is discarded, and its record must not be passed over.
+/// The listing that decides whether a shard at its tip is still open fails. The response that has
+/// arrived by then is discarded, and its record must not be passed over.
 #[tokio::test(start_paused = true)]
 async fn record_of_a_discarded_response_at_the_tip_is_fetched_again() {
     for responses in 0..3 {
