@@ -18,8 +18,9 @@ mod lease_access;
 mod redis_server;
 #[path = "../tests/support/server_process.rs"]
 mod server_process;
+#[path = "../tests/support/shares.rs"]
+mod shares;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -28,11 +29,11 @@ use futures::future::{pending, ready};
 use futures::{FutureExt, StreamExt};
 use gated::Gated;
 use kinestream::store::Scope;
-use kinestream::store::lease::Lease;
 use kinestream::testing::Kinesis;
 use kinestream::{Consumer, RedisStore};
 use lease_access::LeaseAccess;
 use redis_server::RedisServer;
+use shares::{are_even, shares_of};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
@@ -112,17 +113,8 @@ impl Fleet {
         let alive = alive.count();
         loop {
             let table = self.seen_by.table(&Scope::new("default", "orders")).await.unwrap();
-            let mut shares: BTreeMap<&str, usize> = BTreeMap::new();
-            let owned = table.leases.values().filter_map(|lease: &Lease| lease.owner.as_deref());
-            for owner in owned {
-                *shares.entry(owner).or_default() += 1;
-            }
-            let least = shares.values().min().copied().unwrap_or(0);
-            let most = shares.values().max().copied().unwrap_or(0);
-            if shares.values().sum::<usize>() == SHARDS
-                && shares.len() == alive
-                && most <= least + 1
-            {
+            let shares = shares_of(&table);
+            if are_even(&shares, SHARDS, alive) {
                 return began.elapsed().as_secs_f64();
             }
             assert!(began.elapsed() < Duration::from_secs(300), "{shares:?}");

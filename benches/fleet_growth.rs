@@ -10,8 +10,10 @@
 
 #[path = "../tests/support/lease_access.rs"]
 mod lease_access;
+#[path = "../tests/support/shares.rs"]
+mod shares;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -26,6 +28,7 @@ use kinestream::store::lease::{
 use kinestream::testing::Kinesis;
 use kinestream::{Checkpoint, CheckpointStore, Consumer, MemoryStore, Result, ShardId};
 use lease_access::LeaseAccess;
+use shares::{are_even, shares_of};
 use tokio::runtime::Builder;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
@@ -190,16 +193,8 @@ impl Fleet {
         let alive = alive.count();
         loop {
             let table = self.table().await;
-            let mut shares: BTreeMap<&str, usize> = BTreeMap::new();
-            for owner in table.leases.values().filter_map(|lease| lease.owner.as_deref()) {
-                *shares.entry(owner).or_default() += 1;
-            }
-            let least = shares.values().min().copied().unwrap_or(0);
-            let most = shares.values().max().copied().unwrap_or(0);
-            let is_complete = !table.leases.is_empty()
-                && shares.values().sum::<usize>() == table.leases.len()
-                && shares.len() == alive;
-            if is_complete && most <= least + 1 {
+            let shares = shares_of(&table);
+            if are_even(&shares, table.leases.len(), alive) {
                 return began.elapsed();
             }
             assert!(began.elapsed() < Duration::from_secs(600), "{shares:?}");

@@ -306,24 +306,30 @@ async fn lease_is_handed_off_while_checkpoint_writes_fail() {
     reading.abort();
 }
 
+/// Returns the store of a fleet behind a gate that refuses all calls while the flag is set.
+fn store_that_goes_down(fleet: &Fleet) -> (Gated<kinestream::MemoryStore>, Arc<AtomicBool>) {
+    let is_down = Arc::new(AtomicBool::new(false));
+    let store = Gated::new(fleet.store.clone(), {
+        let is_down = Arc::clone(&is_down);
+        move |_| {
+            let refusal = || {
+                Error::new(ErrorKind::StoreUnavailable, "the store is down")
+                    .with_source("injected by the test")
+            };
+            let is_down = is_down.load(Ordering::SeqCst);
+            ready(if is_down { Err(refusal()) } else { Ok(()) }).boxed()
+        }
+    });
+    (store, is_down)
+}
+
 /// A run of records ends when its lease expires. If the lease is restored, reading continues with the
 /// record after the last one delivered, and the checkpoint follows.
 #[tokio::test(start_paused = true)]
 async fn records_left_in_a_run_are_delivered_after_its_lease_is_restored() {
     for delivered in [1, 2, 50, 128, 129, 200] {
         let fleet = Fleet::new(1);
-        let is_down = Arc::new(AtomicBool::new(false));
-        let store = Gated::new(fleet.store.clone(), {
-            let is_down = Arc::clone(&is_down);
-            move |_| {
-                let refusal = || {
-                    Error::new(ErrorKind::StoreUnavailable, "the store is down")
-                        .with_source("injected by the test")
-                };
-                let is_down = is_down.load(Ordering::SeqCst);
-                ready(if is_down { Err(refusal()) } else { Ok(()) }).boxed()
-            }
-        });
+        let (store, is_down) = store_that_goes_down(&fleet);
         for number in 0..300 {
             fleet.orders.shard(0).put(number.to_string());
         }
@@ -395,18 +401,7 @@ async fn refused_save_ends_delivery_while_the_worker_waits_for_the_store() {
 #[tokio::test(start_paused = true)]
 async fn bytes_in_flight_are_those_of_delivered_records_after_a_lease_is_restored() {
     let fleet = Fleet::new(1);
-    let is_down = Arc::new(AtomicBool::new(false));
-    let store = Gated::new(fleet.store.clone(), {
-        let is_down = Arc::clone(&is_down);
-        move |_| {
-            let refusal = || {
-                Error::new(ErrorKind::StoreUnavailable, "the store is down")
-                    .with_source("injected by the test")
-            };
-            let is_down = is_down.load(Ordering::SeqCst);
-            ready(if is_down { Err(refusal()) } else { Ok(()) }).boxed()
-        }
-    });
+    let (store, is_down) = store_that_goes_down(&fleet);
     for number in 0..20 {
         fleet.orders.shard(0).put_as("k", format!("{number:02}"));
     }
