@@ -120,4 +120,38 @@ pub(crate) const MISTAKES: &[Mistake] = &[
             "store::store_outages::bytes_in_flight_are_those_of_delivered_records_after_a_lease_is_restored",
         ],
     },
+    Mistake {
+        what: "a worker reads on while a lease that its store has lost is to be restored",
+        file: "fleet/exchange.rs",
+        right: "if self.pending.iter().any(restores) {",
+        wrong: "if self.pending.iter().any(restores) && self.pending.is_empty() {",
+        breaks: &["fleet::data_loss::no_record_is_delivered_until_a_lost_lease_is_restored"],
+    },
+    Mistake {
+        what: "an end is proved after a response that lacked records",
+        file: "source/unproven_end.rs",
+        right: "doubt.open_end && end.is_empty && repeats",
+        wrong: "end.is_empty && repeats",
+        breaks: &[
+            "fetching::false_ends::response_after_one_that_lacks_records_does_not_end_a_shard",
+        ],
+    },
+    Mistake {
+        what: "an end is proved by responses behind the tip that hold records",
+        file: "source/unproven_end.rs",
+        right: "Some(_) if end.has_records => false,",
+        wrong: "Some(_) if end.has_records && end.lag.is_none() => false,",
+        breaks: &[
+            "fetching::false_ends::lagging_response_of_records_that_were_read_does_not_end_a_shard",
+        ],
+    },
+    Mistake {
+        what: "the age of a position does not count the clocks of hosts",
+        file: "source/retention.rs",
+        right: "let age = age + MAX_CLOCK_SKEW;",
+        wrong: "let age = age + Duration::ZERO;",
+        breaks: &[
+            "losses::clock_skew::position_within_five_minutes_of_the_retention_period_is_reported",
+        ],
+    },
 ];

@@ -60,6 +60,7 @@ mod discovery {
 mod fetching {
     mod aggregation;
     pub(crate) mod errors;
+    mod false_ends;
     mod fan_out;
     mod incomplete_responses;
     mod multiple_consumers;
@@ -71,6 +72,7 @@ mod fetching {
 
 /// Workers that share shards.
 mod fleet {
+    mod data_loss;
     mod failed_shards;
     pub(crate) mod fleets;
     mod handoffs;
@@ -90,6 +92,7 @@ mod operations {
 /// Records that leave retention.
 mod losses {
     mod after_loss;
+    mod clock_skew;
     mod lagging_readers;
     mod loss_detection;
     pub(crate) mod refused_sequence_numbers;
