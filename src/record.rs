@@ -98,7 +98,7 @@ pub(crate) struct KnownShard {
 pub(crate) trait AckSink: Send + Sync {
     /// Acknowledges record number `number` of the shard, in the order of delivery. `bytes` is its
     /// size. Repeated calls have no effect.
-    fn acknowledge(&self, number: u64, position: RecordPosition, bytes: usize);
+    fn acknowledge(&self, number: u64, position: &RecordPosition, bytes: usize);
 
     /// Notes that all records before number `next` are delivered.
     fn deliver(&self, next: u64);
@@ -109,7 +109,7 @@ pub(crate) trait AckSink: Send + Sync {
 
     /// Acknowledges record number `number`, since the stream that delivered it was polled again.
     /// Has no effect if the acknowledgement was deferred. No limit counts bytes in this mode.
-    fn acknowledge_on_poll(&self, number: u64, position: RecordPosition) {
+    fn acknowledge_on_poll(&self, number: u64, position: &RecordPosition) {
         self.acknowledge(number, position, 0);
     }
 
@@ -242,7 +242,7 @@ impl Record {
     #[doc(alias("commit", "acknowledge", "nack"))]
     #[doc(alias("retry", "dead letter", "negative acknowledgement"))]
     pub fn ack(&self) {
-        self.context.ack_sink.acknowledge(self.number, self.position(), self.size());
+        self.context.ack_sink.acknowledge(self.number, &self.position(), self.size());
     }
 
     /// Separates the right to acknowledge from the record.
@@ -319,7 +319,7 @@ pub struct Acker {
 impl Acker {
     /// Acknowledges the record, as [`Record::ack`] does.
     pub fn ack(&self) {
-        self.ack_sink.acknowledge(self.number, self.position.clone(), self.bytes);
+        self.ack_sink.acknowledge(self.number, &self.position, self.bytes);
     }
 }
 

@@ -196,7 +196,8 @@ impl Stream for ShardStream {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let polled = self.poll_record(context);
-        self.polls.polled(polled)
+        self.polls.note(&polled);
+        polled
     }
 }
 

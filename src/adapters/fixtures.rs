@@ -17,7 +17,7 @@ impl Acks {
 }
 
 impl AckSink for Acks {
-    fn acknowledge(&self, number: u64, _: RecordPosition, _: usize) {
+    fn acknowledge(&self, number: u64, _: &RecordPosition, _: usize) {
         self.0.lock().unwrap().push(number);
     }
 

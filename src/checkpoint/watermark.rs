@@ -195,7 +195,7 @@ impl Watermark {
     pub(crate) fn acknowledge(
         &self,
         number: u64,
-        position: RecordPosition,
+        position: &RecordPosition,
         bytes: usize,
     ) -> Option<Advance> {
         let (advance, wakers) = {

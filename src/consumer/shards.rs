@@ -156,7 +156,8 @@ impl Stream for Shards {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let waker = self.caller.follow(context.waker());
         let polled = self.poll_shard(&mut Context::from_waker(&waker));
-        self.polls.polled(polled)
+        self.polls.note(&polled);
+        polled
     }
 }
 

@@ -118,26 +118,21 @@ fn invalid(text: &str) -> Error {
 /// Returns true if all bytes are digits. Tests eight at a time, since this runs for every record.
 #[inline]
 fn all_digits(text: &[u8]) -> bool {
-    let mut rest = text;
-    // A slice pattern: with debug assertions, the bounds checks would cost more than the digits.
-    while let [a, b, c, d, e, f, g, h, others @ ..] = rest {
-        if !are_digits([*a, *b, *c, *d, *e, *f, *g, *h]) {
-            return false;
-        }
-        rest = others;
-    }
-    rest.iter().all(u8::is_ascii_digit)
+    let Some(last) = text.last_chunk() else { return text.iter().all(u8::is_ascii_digit) };
+    let words = text.as_chunks().0.iter();
+    words.fold(other_bytes(*last), |others, word| others | other_bytes(*word)) & HIGHEST_BITS == 0
 }
 
-/// Returns true if all bytes are from `0x30` to `0x39`. The highest bit of such a byte stays clear
-/// when `0x30` is subtracted and when `0x46` is added. Only other bytes cause a borrow or a carry.
+const HIGHEST_BITS: u64 = 0x8080_8080_8080_8080;
+
+/// Marks the other bytes than digits by their highest bits. The highest bit of a byte from `0x30` to
+/// `0x39` stays clear when `0x30` is subtracted and when `0x46` is added. Only other bytes cause a
+/// borrow or a carry.
 #[inline]
-fn are_digits(text: [u8; 8]) -> bool {
+fn other_bytes(text: [u8; 8]) -> u64 {
     let word = u64::from_ne_bytes(text);
     let each = |byte| u64::from_ne_bytes([byte; 8]);
-    let below = word.wrapping_sub(each(b'0'));
-    let above = word.wrapping_add(each(0x7f - b'9'));
-    (word | below | above) & each(0x80) == 0
+    word | word.wrapping_sub(each(b'0')) | word.wrapping_add(each(0x7f - b'9'))
 }
 
 impl PartialEq for SequenceNumber {
@@ -203,11 +198,19 @@ mod tests {
         }
 
         #[test]
+        fn other_byte_is_found_at_any_place(number in "[0-9]{1,129}", place: usize, byte: u8) {
+            let mut text = number.into_bytes();
+            let place = place % text.len();
+            text[place] = byte;
+            prop_assert_eq!(all_digits(&text), byte.is_ascii_digit());
+        }
+
+        #[test]
         fn one_other_byte_among_eight_is_found(text: [u8; 8], place in 0..8_usize, byte in b'0'..=b'9') {
-            prop_assert_eq!(are_digits(text), text.iter().all(u8::is_ascii_digit));
+            prop_assert_eq!(all_digits(&text), text.iter().all(u8::is_ascii_digit));
             let mut nearly = [byte; 8];
             nearly[place] = text[0];
-            prop_assert_eq!(are_digits(nearly), text[0].is_ascii_digit());
+            prop_assert_eq!(all_digits(&nearly), text[0].is_ascii_digit());
         }
 
         #[test]

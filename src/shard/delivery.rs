@@ -162,24 +162,24 @@ impl Delivery {
     #[inline]
     fn acknowledge_last(&mut self) {
         // The record belongs to this run, which ends only when it is polled after its last record.
-        if let (Some((number, position)), Some(run)) = (self.unacknowledged.take(), &self.run) {
-            run.batch.context().ack_sink.acknowledge_on_poll(number, position);
+        if let (Some((number, position)), Some(run)) = (&self.unacknowledged, &self.run) {
+            run.batch.context().ack_sink.acknowledge_on_poll(*number, position);
         }
+        self.unacknowledged = None;
     }
 
     /// Returns the next record, wrapped as streams yield it: a later wrapping would move it again.
     #[inline]
     fn next(&mut self) -> Option<Result<Record>> {
-        let record = self.run.as_mut().and_then(RecordRun::next).map(Ok);
-        match &record {
-            Some(Ok(record)) if self.on_pull => {
-                self.unacknowledged = Some((record.number, record.position()));
-            }
-            Some(_) => {}
+        let Some(record) = self.run.as_mut().and_then(RecordRun::next) else {
             // The caller is done with the last record.
-            None => self.clear(),
+            self.clear();
+            return None;
+        };
+        if self.on_pull {
+            self.unacknowledged = Some((record.number, record.position()));
         }
-        record
+        Some(Ok(record))
     }
 
     /// Begins a poll. Returns the next record of the current run, unless the stream is closed.

@@ -143,6 +143,11 @@ impl Ending {
         }
     }
 
+    /// Returns true if no record is too late to be delivered.
+    pub(super) fn is_never(&self) -> bool {
+        matches!(self, Self::Never)
+    }
+
     /// Returns true if a record with this arrival time, and every record after it in its shard, is
     /// not to be delivered.
     pub(super) fn is_before(&self, arrival: SystemTime) -> bool {

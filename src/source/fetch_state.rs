@@ -292,7 +292,7 @@ impl FetchState {
             let sequence_number = &*number;
             log_line!(trace, records, bytes, sequence_number, millis_behind_latest, "fetched");
         }
-        let invalid = records.iter().position(|record| !SequenceNumber::is_one(digits(record)));
+        let invalid = records.iter().position(|record| !record.has_number);
         records.truncate(invalid.unwrap_or(records.len()));
         let last = records
             .last()
@@ -313,7 +313,8 @@ impl FetchState {
             }
         }
         // Only after the records before the position are skipped: their arrival times decide nothing.
-        let is_reached = batch.end_before(|arrival| self.ending.is_before(arrival));
+        let is_reached =
+            !self.ending.is_never() && batch.end_before(|arrival| self.ending.is_before(arrival));
         if let (1.., Some((last, arrival))) = (batch.len(), last) {
             self.read_to(last, arrival);
         }

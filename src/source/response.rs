@@ -42,8 +42,9 @@ pub(super) struct RecordRange {
     pub(super) data: ByteRange,
     /// Absent if the producer set none.
     pub(super) partition_key: ByteRange,
-    /// UTF-8, and not checked further.
     pub(super) sequence_number: ByteRange,
+    /// True if the text of the sequence number is one.
+    pub(super) has_number: bool,
     /// In milliseconds since 1970.
     pub(super) arrival_millis: Option<i64>,
     pub(super) encryption_type: EncryptionType,
@@ -119,7 +120,8 @@ impl FirstRecord {
     /// Returns the first of these records, which are in the buffer.
     pub(super) fn of(records: &[RecordRange], buffer: &[u8]) -> Option<Self> {
         let first = records.first()?;
-        let number = SequenceNumber::parse_digits(first.sequence_number.of(buffer));
+        let digits = first.sequence_number.of(buffer);
+        let number = first.has_number.then(|| SequenceNumber::of_digits(digits));
         Some(Self { number, arrival: first.arrival() })
     }
 }

@@ -55,14 +55,13 @@ impl PollCounter {
 
     /// Notes a poll and its outcome.
     #[inline]
-    pub(crate) fn polled<T>(&self, polled: Poll<Option<T>>) -> Poll<Option<T>> {
+    pub(crate) fn note<T>(&self, polled: &Poll<Option<T>>) {
         // A stream has one caller, so the counter has one writer.
         self.count.store(self.count.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         self.is_waiting.store(polled.is_pending(), Ordering::Relaxed);
         if let Poll::Ready(None) = polled {
             self.has_ended.store(true, Ordering::Relaxed);
         }
-        polled
     }
 
     /// Returns the time since the last poll, to the second; `None` before the first.
@@ -112,13 +111,13 @@ mod tests {
         assert_eq!(polls.last(), None);
         advance(SECOND).await;
         assert_eq!(polls.silent_for(None), Some(SECOND), "a stream that was never polled");
-        let _ = polls.polled(Poll::<Option<()>>::Pending);
+        polls.note(&Poll::<Option<()>>::Pending);
         advance(60 * SECOND).await;
         polls.look();
         assert_eq!(polls.silent_for(None), None, "a caller that waits for records");
         advance(SECOND).await;
         assert_eq!(polls.silent_for(Some(SECOND / 2)), Some(SECOND / 2));
-        let _ = polls.polled(Poll::Ready(Some(())));
+        polls.note(&Poll::Ready(Some(())));
         polls.look();
         advance(60 * SECOND).await;
         assert_eq!(polls.last(), Some(60 * SECOND));
@@ -130,8 +129,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn ended_stream_is_never_silent() {
         let polls = PollCounter::default();
-        let _ = polls.polled(Poll::Ready(Some(())));
-        let _ = polls.polled(Poll::<Option<()>>::Ready(None));
+        polls.note(&Poll::Ready(Some(())));
+        polls.note(&Poll::<Option<()>>::Ready(None));
         advance(600 * SECOND).await;
         assert_eq!(polls.silent_for(Some(SECOND)), None);
     }

@@ -102,7 +102,7 @@ pub struct TestRecord {
 struct Acked(AtomicBool);
 
 impl AckSink for Acked {
-    fn acknowledge(&self, _number: u64, _position: RecordPosition, _bytes: usize) {
+    fn acknowledge(&self, _number: u64, _position: &RecordPosition, _bytes: usize) {
         self.0.store(true, Ordering::SeqCst);
     }
 

@@ -167,8 +167,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a position returns to the start at every third record",
         file: "checkpoint/watermark/state.rs",
-        right: "self.position = Some(position);",
-        wrong: "self.position = (self.prefix % 3 != 2).then_some(position);",
+        right: "self.position = Some(position.clone());",
+        wrong: "self.position = (self.prefix % 3 != 2).then(|| position.clone());",
         breaks: &["NeverBackwards", "FewRepeats"],
     },
     Mistake {
@@ -287,8 +287,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "an idle shard passes unacknowledged records",
         file: "checkpoint/watermark/state.rs",
-        right: "if *number > self.prefix {\n            return false;\n        }\n        let passed = self.passed.take().filter(|(number, _)| *number == self.prefix);",
-        wrong: "let _ = number;\n        let passed = self.passed.take().filter(|(number, _)| *number >= self.prefix);",
+        right: "is_some_and(|(number, _)| *number <= self.prefix);",
+        wrong: "is_some();",
         breaks: &["NotPastUnfinished"],
     },
     Mistake {

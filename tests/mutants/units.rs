@@ -99,8 +99,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a position that was passed moves the checkpoint back from later records",
         file: "checkpoint/watermark/state.rs",
-        right: "filter(|(number, _)| *number == self.prefix)",
-        wrong: "filter(|(number, _)| *number <= self.prefix)",
+        right: "if number < self.prefix {",
+        wrong: "if number == u64::MAX {",
         breaks: &[
             "checkpoint::watermark::tests::passed_position_is_dropped_if_later_records_are_acknowledged_with_those_before_it",
         ],

@@ -120,13 +120,19 @@ impl WatermarkState {
 
     /// Moves the position to the passed one, if all records before it are acknowledged. Returns
     /// true if the position moved.
+    #[inline]
     pub(super) fn reach_passed(&mut self) -> bool {
-        let Some((number, _)) = &self.passed else { return false };
-        if *number > self.prefix {
+        let is_reached = self.passed.as_ref().is_some_and(|(number, _)| *number <= self.prefix);
+        is_reached && self.take_passed()
+    }
+
+    fn take_passed(&mut self) -> bool {
+        let Some((number, QuietPosition { after, until })) = self.passed.take() else {
+            return false;
+        };
+        if number < self.prefix {
             return false;
         }
-        let passed = self.passed.take().filter(|(number, _)| *number == self.prefix);
-        let Some((_, QuietPosition { after, until })) = passed else { return false };
         if let Some(number) = after {
             self.position = Some(RecordPosition { number, part: None });
         }
@@ -143,25 +149,29 @@ impl WatermarkState {
         self.ended && self.prefix == self.numbered
     }
 
+    #[inline]
     pub(super) fn is_acknowledged(&self, number: u64) -> bool {
-        number < self.prefix
-            || self.islands.range(..=number).next_back().is_some_and(|(_, run)| number < run.end)
+        number < self.prefix || (!self.islands.is_empty() && self.is_in_island(number))
+    }
+
+    fn is_in_island(&self, number: u64) -> bool {
+        self.islands.range(..=number).next_back().is_some_and(|(_, run)| number < run.end)
     }
 
     /// Marks an unacknowledged number as acknowledged. Returns true if the prefix has become
     /// longer.
     #[inline]
-    pub(super) fn insert(&mut self, number: u64, position: RecordPosition) -> bool {
+    pub(super) fn insert(&mut self, number: u64, position: &RecordPosition) -> bool {
         // The common case, one record after another, does not access the map.
         if number == self.prefix && self.islands.is_empty() {
             self.prefix += 1;
             self.until = None;
-            self.position = Some(position);
+            self.position = Some(position.clone());
             return true;
         }
         let (end, last) = match self.islands.remove(&(number + 1)) {
             Some(next) => (next.end, next.last),
-            None => (number + 1, position),
+            None => (number + 1, position.clone()),
         };
         if number == self.prefix {
             self.prefix = end;
@@ -188,10 +198,10 @@ mod tests {
         let mut state = WatermarkState { numbered: 1001, ..WatermarkState::default() };
         let position = || RecordPosition { number: SequenceNumber::of_digits(b"7"), part: None };
         for number in 1..=1000 {
-            assert!(!state.insert(number, position()));
+            assert!(!state.insert(number, &position()));
         }
         assert_eq!((state.islands.len(), state.prefix), (1, 0));
-        assert!(state.insert(0, position()));
+        assert!(state.insert(0, &position()));
         assert_eq!((state.islands.len(), state.prefix), (0, 1001));
     }
 }

@@ -35,10 +35,10 @@ async fn age_of_the_oldest_record_is_exact_with_1000_unacknowledged() {
     assert_eq!(watermark.unacknowledged(), (1000, Some(1000 * second)));
     // Records after the first do not change its age.
     for (number, place) in &records[1..] {
-        let _advance = watermark.acknowledge(*number, whole(place), 0);
+        let _advance = watermark.acknowledge(*number, &whole(place), 0);
     }
     assert_eq!(watermark.unacknowledged(), (1, Some(1000 * second)));
-    let _advance = watermark.acknowledge(0, whole(&records[0].1), 0);
+    let _advance = watermark.acknowledge(0, &whole(&records[0].1), 0);
     assert_eq!(watermark.unacknowledged(), (0, None));
     watermark.begin_delivery(2, 0);
     assert_eq!(watermark.unacknowledged(), (0, None), "neither record is delivered yet");
@@ -72,7 +72,7 @@ async fn stall_is_reported_once_until_a_record_is_acknowledged() {
     assert_eq!(stalled(), Some((InFlightLimit::Records, 2, 61 * second)));
     tokio::time::advance(60 * second).await;
     assert_eq!(stalled(), None, "the stall is reported once");
-    let _advance = watermark.acknowledge(1, whole(&records[1].1), 0);
+    let _advance = watermark.acknowledge(1, &whole(&records[1].1), 0);
     assert!(watermark.held_by().is_none());
     deliver();
     tokio::time::advance(30 * second).await;
@@ -103,7 +103,7 @@ proptest! {
                 ended = true;
             }
             let (number, sequence_number) = pick.get(&records);
-            let advance = watermark.acknowledge(*number, whole(sequence_number), 0);
+            let advance = watermark.acknowledge(*number, &whole(sequence_number), 0);
             ends += usize::from(advance == Some(Advance::End));
             flags[usize::try_from(*number).unwrap()] = true;
 
@@ -137,7 +137,7 @@ fn passed_position_is_dropped_if_later_records_are_acknowledged_with_those_befor
     assert!(watermark.note_passed(passed).is_none(), "the record before it is in flight");
     watermark.begin_delivery(2, 0);
     for (number, place) in [&records[1], &records[2], &records[0]] {
-        let _advance = watermark.acknowledge(*number, whole(place), 0);
+        let _advance = watermark.acknowledge(*number, &whole(place), 0);
     }
     let last = "AFTER_SEQUENCE_NUMBER:1021".parse().ok();
     assert_eq!(watermark.position(), last);
@@ -152,7 +152,7 @@ fn acknowledged_record_makes_room_and_wakes_the_stream() {
     watermark.set_limits(InFlightConfig { records: 2, bytes: 100 });
     watermark.begin_delivery(2, 80);
     assert!(watermark.poll_allowance(&mut context).is_pending());
-    let _advance = watermark.acknowledge(1, whole(&records[1].1), 0);
+    let _advance = watermark.acknowledge(1, &whole(&records[1].1), 0);
     assert_eq!(count.0.load(Ordering::Relaxed), 1);
     let Poll::Ready(allowance) = watermark.poll_allowance(&mut context) else {
         panic!("expected an allowance after a record was acknowledged")

@@ -19,7 +19,7 @@ type Expected = (u64, u64, Vec<u8>, bool);
 struct NoAcks;
 
 impl AckSink for NoAcks {
-    fn acknowledge(&self, _: u64, _: RecordPosition, _: usize) {}
+    fn acknowledge(&self, _: u64, _: &RecordPosition, _: usize) {}
     fn deliver(&self, _: u64) {}
     fn take_back(&self, _: usize, _: usize) {}
 }
@@ -63,6 +63,7 @@ fn batch_of(budget: &MemoryBudget, data: &[Vec<u8>]) -> Batch {
             data: place(data),
             partition_key: place(b"key"),
             sequence_number: place(number.to_string().as_bytes()),
+            has_number: true,
             arrival_millis: Some(0),
             encryption_type: EncryptionType::None,
         });

@@ -76,8 +76,15 @@ impl Fingerprints {
 
 impl Fingerprint {
     fn of(record: &RecordRange, buffer: &[u8]) -> Self {
-        let RecordRange { data, partition_key, sequence_number, arrival_millis, encryption_type } =
-            *record;
+        // A sequence number is valid by its text.
+        let RecordRange {
+            data,
+            partition_key,
+            sequence_number,
+            has_number: _,
+            arrival_millis,
+            encryption_type,
+        } = *record;
         let mut hasher = DefaultHasher::new();
         data.of(buffer).hash(&mut hasher);
         (partition_key.is_absent(), partition_key.of(buffer)).hash(&mut hasher);

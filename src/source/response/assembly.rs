@@ -66,10 +66,21 @@ pub(super) fn check_relatives(count: usize) -> Result<(), Unreadable> {
 /// `from_utf8`.
 #[inline]
 pub(super) fn check_text(text: &[u8]) -> Result<(), Unreadable> {
-    if text.is_ascii() || str::from_utf8(text).is_ok() {
+    if is_ascii(text) || str::from_utf8(text).is_ok() {
         return Ok(());
     }
     Err(Unreadable("a text is not UTF-8"))
+}
+
+/// Does what `<[u8]>::is_ascii` does, in a third of the instructions for the texts of a record.
+#[inline]
+fn is_ascii(text: &[u8]) -> bool {
+    let Some(last) = text.last_chunk() else {
+        return text.iter().fold(0, |all, byte| all | byte) < 0x80;
+    };
+    let words = text.as_chunks().0.iter().chain([last]);
+    let all = words.fold(0, |all, word| all | u64::from_ne_bytes(*word));
+    all & 0x8080_8080_8080_8080 == 0
 }
 
 /// Appends the tail to the body, in no more memory than both take.

@@ -7,6 +7,7 @@
 //! members counts. A body that is cut short anywhere is refused.
 
 mod head;
+mod plain;
 mod walk;
 
 use super::{ErrorBody, NamedChild, RecordRange, Response, Unreadable, assembly};
@@ -31,6 +32,50 @@ const MEMBERS: [&[u8]; 15] = [
     b"message",
     b"Message",
 ];
+
+/// The members of a record.
+#[derive(Clone, Copy)]
+enum Member {
+    Data,
+    PartitionKey,
+    SequenceNumber,
+    Arrival,
+    EncryptionType,
+    Unknown,
+}
+
+impl Member {
+    /// Parses a name in the form in which Kinesis writes it. A comparison with a text of known length
+    /// takes a few instructions.
+    #[inline]
+    fn plain(rest: &[u8]) -> Option<(Self, &[u8])> {
+        let after = |name: &[u8]| rest.strip_prefix(name);
+        let (member, rest) = match rest.first()? {
+            0x64 => (Self::Data, after(b"\x64Data")),
+            0x6c => (Self::PartitionKey, after(b"\x6cPartitionKey")),
+            0x6e => match after(b"\x6eSequenceNumber") {
+                None => (Self::EncryptionType, after(b"\x6eEncryptionType")),
+                rest => (Self::SequenceNumber, rest),
+            },
+            0x78 => (Self::Arrival, after(b"\x78\x1bApproximateArrivalTimestamp")),
+            _ => return None,
+        };
+        Some((member, rest?))
+    }
+
+    /// Reads the name of a member in any form.
+    #[cold]
+    fn other(walk: &mut Walk<'_>) -> Read<Self> {
+        Ok(match walk.name()? {
+            b"Data" => Self::Data,
+            b"PartitionKey" => Self::PartitionKey,
+            b"SequenceNumber" => Self::SequenceNumber,
+            b"ApproximateArrivalTimestamp" => Self::Arrival,
+            b"EncryptionType" => Self::EncryptionType,
+            _ => Self::Unknown,
+        })
+    }
+}
 
 /// The records of a body.
 #[derive(Default)]
@@ -119,29 +164,32 @@ fn records(walk: &mut Walk<'_>, length: usize) -> Read<Option<Index>> {
 fn record(walk: &mut Walk<'_>) -> Read<Option<(RecordRange, bool)>> {
     let mut payload = Payload { range: ByteRange::EMPTY, is_base64: false };
     let mut partition_key = ByteRange::ABSENT;
-    let mut sequence_number = ByteRange::EMPTY;
+    let (mut sequence_number, mut has_number) = (ByteRange::EMPTY, false);
     let mut arrival_millis = None;
     let mut encryption_type = EncryptionType::None;
-    let is_map = walk.map(|walk, name| {
-        match name {
-            b"Data" => payload = walk.payload()?,
-            b"PartitionKey" => partition_key = walk.text()?,
-            b"SequenceNumber" => {
-                let number = walk.text()?;
-                sequence_number = if number.is_absent() { ByteRange::EMPTY } else { number };
-            }
-            b"ApproximateArrivalTimestamp" => arrival_millis = walk.time()?,
-            b"EncryptionType" => {
+    let is_map = walk.map_by(Member::plain, Member::other, |walk, member| {
+        match member {
+            Member::Data => payload = walk.payload()?,
+            Member::PartitionKey => partition_key = walk.text()?,
+            Member::SequenceNumber => (sequence_number, has_number) = walk.sequence_number()?,
+            Member::Arrival => arrival_millis = walk.time()?,
+            Member::EncryptionType => {
                 let is_kms = walk.is_text(b"KMS")?;
                 encryption_type = if is_kms { EncryptionType::Kms } else { EncryptionType::None };
             }
-            _ => walk.skip()?,
+            Member::Unknown => walk.skip()?,
         }
         Ok(())
     })?;
     let data = payload.range;
-    let record =
-        RecordRange { data, partition_key, sequence_number, arrival_millis, encryption_type };
+    let record = RecordRange {
+        data,
+        partition_key,
+        sequence_number,
+        has_number,
+        arrival_millis,
+        encryption_type,
+    };
     Ok(is_map.then_some((record, payload.is_base64)))
 }
 

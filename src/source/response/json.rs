@@ -12,7 +12,7 @@ use serde_core::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::error::Category;
 
 use super::{NamedChild, RecordRange, Response, Unreadable, assembly};
-use crate::record::{ByteRange, EncryptionType};
+use crate::record::{ByteRange, EncryptionType, SequenceNumber};
 use value::{Base64Text, Context, Element, Millis, Text, Value};
 
 /// Decodes the body of a successful `GetRecords` call.
@@ -165,6 +165,7 @@ impl<'a> Visitor<'a> for RecordMembers<'_, 'a> {
             data: ByteRange::EMPTY,
             partition_key: ByteRange::ABSENT,
             sequence_number: ByteRange::EMPTY,
+            has_number: false,
             arrival_millis: None,
             encryption_type: EncryptionType::None,
         };
@@ -181,6 +182,7 @@ impl<'a> Visitor<'a> for RecordMembers<'_, 'a> {
                 Member::SequenceNumber => {
                     let number: Option<Text> = context.member(&mut map)?;
                     record.sequence_number = number.map_or(ByteRange::EMPTY, |number| number.0);
+                    record.has_number = SequenceNumber::is_one(context.get(record.sequence_number));
                 }
                 Member::ApproximateArrivalTimestamp => {
                     let time: Option<Millis> = context.member(&mut map)?;

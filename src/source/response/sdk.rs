@@ -5,7 +5,7 @@ use aws_sdk_kinesis::primitives::DateTime;
 use aws_sdk_kinesis::types;
 
 use super::{NamedChild, RecordRange};
-use crate::record::{ByteRange, EncryptionType};
+use crate::record::{ByteRange, EncryptionType, SequenceNumber};
 
 /// Returns the records in one buffer. Records beyond its largest length are left out; no response
 /// has as many.
@@ -37,6 +37,7 @@ pub(in super::super) fn records_of_sdk(records: &[types::Record]) -> (Vec<u8>, V
             data,
             partition_key,
             sequence_number,
+            has_number: SequenceNumber::is_one(record.sequence_number.as_bytes()),
             arrival_millis: record.approximate_arrival_timestamp.and_then(millis),
             encryption_type: match record.encryption_type {
                 Some(types::EncryptionType::Kms) => EncryptionType::Kms,

@@ -64,6 +64,7 @@ impl TrackedWatermark {
         }
     }
 
+    #[inline(never)]
     fn advanced(&self, is_first: bool, saves_each: bool) {
         let mut state = self.writer.lock();
         if is_first {
@@ -83,12 +84,12 @@ impl TrackedWatermark {
 }
 
 impl AckSink for TrackedWatermark {
-    fn acknowledge(&self, number: u64, position: RecordPosition, bytes: usize) {
+    fn acknowledge(&self, number: u64, position: &RecordPosition, bytes: usize) {
         self.notify(self.watermark.acknowledge(number, position, bytes));
     }
 
     #[inline]
-    fn acknowledge_on_poll(&self, number: u64, position: RecordPosition) {
+    fn acknowledge_on_poll(&self, number: u64, position: &RecordPosition) {
         if !self.watermark.is_deferred(number) {
             self.acknowledge(number, position, 0);
         }

@@ -1,11 +1,11 @@
 //! Walks over the values of a CBOR body (RFC 8949) in one pass.
 //!
 //! Each value is taken in whatever form it has: with or without a length, in pieces, and with any
-//! tags. The walk is written for the form that Kinesis uses, a few instructions per value. All other
-//! forms leave that path early.
+//! tags. The form that Kinesis writes takes a few instructions per value; see [`plain`].
 
 use super::head::{ARRAY, BYTES, END, MAP, NEGATIVE, TAG, TEXT, UNSIGNED, ValueHead};
-use crate::record::ByteRange;
+use super::plain;
+use crate::record::{ByteRange, SequenceNumber};
 use crate::source::response::{Unreadable, assembly};
 
 pub(super) type Read<T> = Result<T, Refused>;
@@ -93,20 +93,58 @@ impl<'a> Walk<'a> {
 
     /// Reads a map, one member after the other. Returns false for null.
     #[inline]
-    pub(super) fn map(
+    pub(super) fn map(&mut self, member: impl FnMut(&mut Self, &[u8]) -> Read<()>) -> Read<bool> {
+        self.map_by(|_| None, Self::name, member)
+    }
+
+    /// Reads a map, one member after the other. Returns false for null.
+    ///
+    /// `known` parses a name of a known form, and returns the bytes after it; `name` reads any other.
+    #[inline]
+    pub(super) fn map_by<N>(
         &mut self,
-        mut member: impl FnMut(&mut Self, &[u8]) -> Read<()>,
+        known: impl Fn(&'a [u8]) -> Option<(N, &'a [u8])>,
+        name: impl Fn(&mut Self) -> Read<N>,
+        mut member: impl FnMut(&mut Self, N) -> Read<()>,
     ) -> Read<bool> {
-        let head = self.value()?;
-        if head.major() != MAP {
-            return if head.is_null() { Ok(false) } else { self.refuse(WRONG_TYPE) };
-        }
-        let mut left = self.count(head)?;
-        while self.has_another(&mut left) {
-            let name = self.name()?;
+        let left = match self.known(plain::endless_map) {
+            Some(()) => Some(UNTIL_END),
+            None => self.map_length()?,
+        };
+        let Some(mut left) = left else { return Ok(false) };
+        while left != 0 {
+            let name = match self.known(&known) {
+                Some(name) => {
+                    left -= u64::from(left != UNTIL_END);
+                    name
+                }
+                None if self.has_another(&mut left) => name(self)?,
+                None => break,
+            };
             member(self, name)?;
         }
         Ok(true)
+    }
+
+    /// Reads the number of members of a map. Returns `None` for null.
+    #[inline(never)]
+    fn map_length(&mut self) -> Read<Option<u64>> {
+        let head = self.value()?;
+        match head.major() {
+            MAP => self.count(head).map(Some),
+            _ if head.is_null() => Ok(None),
+            _ => self.refuse(WRONG_TYPE),
+        }
+    }
+
+    /// Lets `parse` take a value of a known form, and return the bytes after it. Returns `None` for
+    /// a value of another form, which is still to be read.
+    #[allow(clippy::inline_always, reason = "measured: see `head`")]
+    #[inline(always)]
+    fn known<T>(&mut self, parse: impl FnOnce(&'a [u8]) -> Option<(T, &'a [u8])>) -> Option<T> {
+        let (value, rest) = parse(self.rest)?;
+        self.rest = rest;
+        Some(value)
     }
 
     /// Reads a list, one element after the other. `element` gets the number of elements that
@@ -130,15 +168,31 @@ impl<'a> Walk<'a> {
     /// Reads a text, or null, which is absent.
     #[inline]
     pub(super) fn text(&mut self) -> Read<ByteRange> {
-        let Some(text) = self.short_text() else { return self.other_text() };
+        let Some(text) = self.known(plain::text) else { return self.other_text() };
         self.check(assembly::check_text(text))?;
         self.range_before(text.len())
+    }
+
+    /// Reads a text, or null, which is empty. Returns true if it is a sequence number, which needs
+    /// no other check.
+    #[inline]
+    pub(super) fn sequence_number(&mut self) -> Read<(ByteRange, bool)> {
+        let before = self.rest;
+        if let Some(text) = self.known(plain::text)
+            && SequenceNumber::is_one(text)
+        {
+            return Ok((self.range_before(text.len())?, true));
+        }
+        self.rest = before;
+        let range = self.text()?;
+        let range = if range.is_absent() { ByteRange::EMPTY } else { range };
+        Ok((range, SequenceNumber::is_one(self.get(range))))
     }
 
     /// Reads a text, or null, and compares it with `expected`.
     #[inline]
     pub(super) fn is_text(&mut self, expected: &[u8]) -> Read<bool> {
-        if let Some(text) = self.short_text() {
+        if let Some(text) = self.known(plain::text) {
             return Ok(text == expected);
         }
         let text = self.other_text()?;
@@ -173,6 +227,14 @@ impl<'a> Walk<'a> {
     /// Reads a byte string, or a text that is its base64, or null, which is empty.
     #[inline]
     pub(super) fn payload(&mut self) -> Read<Payload> {
+        match self.known(plain::bytes) {
+            Some(bytes) => Ok(Payload { range: self.range_before(bytes.len())?, is_base64: false }),
+            None => self.other_payload(),
+        }
+    }
+
+    #[cold]
+    fn other_payload(&mut self) -> Read<Payload> {
         let head = self.value()?;
         let is_base64 = head.major() == TEXT;
         if (head.major() == BYTES || is_base64) && head.has_length() {
@@ -200,12 +262,20 @@ impl<'a> Walk<'a> {
     /// Reads a time in milliseconds, or null.
     #[inline]
     pub(super) fn time(&mut self) -> Read<Option<i64>> {
+        match self.known(plain::time) {
+            Some(time) => Ok(Some(assembly::millis_of_integer(time))),
+            None => self.other_time(),
+        }
+    }
+
+    #[cold]
+    fn other_time(&mut self) -> Read<Option<i64>> {
         let head = self.value()?;
         match head.major() {
             UNSIGNED | NEGATIVE => {
                 self.integer_of(head).map(|time| Some(assembly::millis_of_integer(time)))
             }
-            _ => self.other_time(head),
+            _ => self.float_time(head),
         }
     }
 
@@ -218,8 +288,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    #[cold]
-    fn other_time(&mut self, head: ValueHead) -> Read<Option<i64>> {
+    fn float_time(&mut self, head: ValueHead) -> Read<Option<i64>> {
         match head.float().map(assembly::millis_of_float) {
             Some(Some(millis)) => Ok(Some(millis)),
             Some(None) => self.refuse(OUT_OF_RANGE),
@@ -258,24 +327,10 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Reads a text of less than 256 bytes without tags, as nearly all are. Returns `None` for
-    /// another value, which is still to be read.
-    #[allow(clippy::inline_always, reason = "measured: see `head`")]
-    #[inline(always)]
-    fn short_text(&mut self) -> Option<&'a [u8]> {
-        let (text, rest) = match self.rest {
-            [first @ 0x60..=0x77, rest @ ..] => rest.split_at_checked(usize::from(first - 0x60))?,
-            [0x78, length, rest @ ..] => rest.split_at_checked(usize::from(*length))?,
-            _ => return None,
-        };
-        self.rest = rest;
-        Some(text)
-    }
-
     /// Reads the name of a member.
     #[inline]
-    fn name(&mut self) -> Read<&'a [u8]> {
-        match self.short_text() {
+    pub(super) fn name(&mut self) -> Read<&'a [u8]> {
+        match self.known(plain::text) {
             Some(name) => Ok(name),
             None => self.other_name(),
         }
