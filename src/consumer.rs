@@ -204,6 +204,9 @@ impl Consumer {
     /// Returns the status of the application on the stream: the state, position, owner and lag of
     /// each shard. Reads the store; the consumer does not join the fleet.
     ///
+    /// In a store without a clock, such as `DynamoDbStore`, one call does not show whether a worker is
+    /// alive: see [`unconfirmed_workers`](crate::ApplicationStatus::unconfirmed_workers).
+    ///
     /// # Errors
     ///
     /// Returns the error of the store.

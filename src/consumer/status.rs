@@ -33,8 +33,14 @@ pub struct ApplicationStatus {
     pub stream: String,
     /// The name of the application.
     pub application: String,
-    /// The names of the live workers.
+    /// The names of the live workers, and of those in `unconfirmed_workers`.
     pub workers: Vec<String>,
+    /// The workers that may be dead: a store without a clock, such as `DynamoDbStore`, does not tell.
+    /// Repeated calls of [`status`](crate::Consumer::status) on one consumer find out: a worker is
+    /// confirmed once another heartbeat of it is seen, and is left out of `workers` once none was seen
+    /// for its lease duration. Empty with other stores.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub unconfirmed_workers: Vec<String>,
     /// The shards that the application knows. Finished shards are included until 365 days after
     /// listings stopped showing them.
     pub shards: BTreeMap<ShardId, ShardStatus>,
@@ -164,10 +170,17 @@ impl ConsumerInner {
             };
             (id.clone(), status)
         });
+        let mut unconfirmed = Vec::new();
+        for worker in table.workers.keys() {
+            if self.operations.undecided(worker).await.is_some() {
+                unconfirmed.push(worker.to_string());
+            }
+        }
         Ok(ApplicationStatus {
             stream: self.scope.stream_name().to_owned(),
             application: self.scope.application().to_owned(),
             workers: table.workers.keys().map(ToString::to_string).collect(),
+            unconfirmed_workers: unconfirmed,
             shards: shards.collect(),
         })
     }

@@ -251,6 +251,15 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         wrong: "is_aws || !host.is_empty() || region.is_empty()",
         breaks: &["operations::client_regions::client_with_an_endpoint_of_its_own_is_accepted"],
     },
+    Mistake {
+        what: "the status confirms the workers whose heartbeats were not seen, and no others",
+        file: "consumer/status.rs",
+        right: "if self.operations.undecided(worker).await.is_some() {",
+        wrong: "if self.operations.undecided(worker).await.is_none() {",
+        breaks: &[
+            "operations::unconfirmed_workers::worker_is_confirmed_once_another_heartbeat_of_it_is_seen",
+        ],
+    },
 ];
 
 #[test]

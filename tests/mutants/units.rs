@@ -12,6 +12,15 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["store::dynamodb::kcl::reads::tests::row_of_another_stream_is_not_read"],
     },
     Mistake {
+        what: "a dead worker whose lease ends during a call counts as alive for an operator",
+        file: "store/lease/view.rs",
+        right: "(!self.has_expired(worker)).then_some(left)",
+        wrong: "(!self.has_expired(worker) && !left.is_zero()).then_some(left)",
+        breaks: &[
+            "store::lease::tests::observing::worker_whose_lease_ends_during_a_call_stays_undecided_until_the_next_one",
+        ],
+    },
+    Mistake {
         what: "a renewal does not update the lease deadline that a run has cached",
         file: "shard/lease_handle.rs",
         right: "if known.is_none_or(|known| known.renewals != renewals) {",

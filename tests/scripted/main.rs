@@ -87,6 +87,7 @@ mod operations {
     mod metrics;
     mod operators;
     mod readiness;
+    mod unconfirmed_workers;
 }
 
 /// Records that leave retention.

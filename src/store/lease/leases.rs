@@ -125,8 +125,8 @@ impl Leases {
         outcome
     }
 
-    /// Returns the time after which a repeated [`edit`](Self::edit) finds out whether a worker is
-    /// alive; `None` if the last one has found out.
+    /// Returns the time after which a repeated [`edit`](Self::edit) or [`table`](Self::table) finds out
+    /// whether a worker is alive; `None` if the last one has found out.
     pub(crate) async fn undecided(&self, worker: &Arc<str>) -> Option<Duration> {
         self.seen.lock().await.undecided(worker)
     }

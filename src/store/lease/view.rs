@@ -128,8 +128,9 @@ impl View {
     /// one has shown it.
     pub(super) fn undecided(&self, worker: &Arc<str>) -> Option<Duration> {
         let observed = self.observed.get(worker).filter(|observed| !observed.has_renewed)?;
-        let left = observed.lease_duration.checked_sub(observed.since.elapsed());
-        left.filter(|_left| !self.has_expired(worker))
+        // The lease may have ended while the last answer was on its way: the next one decides.
+        let left = observed.lease_duration.saturating_sub(observed.since.elapsed());
+        (!self.has_expired(worker)).then_some(left)
     }
 
     /// Drops the table. Only the heartbeats are remembered.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -26,6 +27,8 @@ struct ClocklessStore {
     counts: Mutex<BTreeMap<Arc<str>, u64>>,
     /// The most workers that a step has required to be silent.
     most_silent: AtomicUsize,
+    /// The time that a call takes.
+    delay: Mutex<Duration>,
 }
 
 impl ClocklessStore {
@@ -45,6 +48,8 @@ impl LeaseStore for ClocklessStore {
         exchange: &'a Exchange,
     ) -> BoxFuture<'a, Result<Exchanged>> {
         async move {
+            let delay = *self.delay.lock();
+            sleep(delay).await;
             let before = self.marks();
             let mut exchange = exchange.clone();
             if let Some(step) = &mut exchange.step {
@@ -139,6 +144,23 @@ async fn operator_learns_by_observing_whether_a_worker_is_alive() {
     sleep(SHORT).await;
     assert!(operator.table().await.unwrap().workers.is_empty());
     assert_eq!(operator.edit(&edit, IfLeased::Refuse).await.unwrap(), EditOutcome::Applied);
+}
+
+#[tokio::test(start_paused = true)]
+async fn worker_whose_lease_ends_during_a_call_stays_undecided_until_the_next_one() {
+    let (store, scope) = (Arc::new(ClocklessStore::default()), Scope::new("slow", "orders"));
+    let mut a = Actor::new(&*store, &scope, "a");
+    a.lease_duration = SHORT;
+    a.exchange([actor::add(0), assign(0, "a")]).await;
+    let operator = Leases::new(Arc::clone(&store) as Arc<dyn LeaseStore>, scope.clone());
+    let worker: Arc<str> = "a".into();
+    operator.table().await.unwrap();
+    *store.delay.lock() = 2 * SHORT;
+    // Begins before the end of the lease, so its answer does not show the worker as dead.
+    assert_eq!(operator.table().await.unwrap().workers.len(), 1);
+    assert_eq!(operator.undecided(&worker).await, Some(Duration::ZERO));
+    assert!(operator.table().await.unwrap().workers.is_empty());
+    assert_eq!(operator.undecided(&worker).await, None, "the worker is dead");
 }
 
 #[tokio::test(start_paused = true)]
