@@ -3,6 +3,7 @@
 #![allow(clippy::struct_excessive_bools, reason = "each flag is one")]
 
 mod application;
+mod aws;
 mod put;
 mod store;
 mod tail;
@@ -10,15 +11,15 @@ mod values;
 
 use std::time::SystemTime;
 
-use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use application::{ResetArguments, SeekArguments, StatusArguments, Target};
+pub(crate) use aws::Aws;
 pub(crate) use put::PutArguments;
-pub(crate) use store::Store;
+pub(crate) use store::{DynamoDb, Redis, Store};
 pub(crate) use tail::{OutputName, TailArguments};
 
-use crate::stream_arn::{StreamArn, check_stream, parse_stream};
+use crate::stream_arn::{check_stream, parse_stream};
 
 /// Reads, writes and inspects Amazon Kinesis Data Streams.
 #[derive(Debug, Parser)]
@@ -45,53 +46,21 @@ impl Arguments {
                 check_stream(stream)?;
                 self.aws.check_region(stream)?;
             }
-            store.map_or(Ok(()), Store::check)?;
+            if let Some(store) = store {
+                store.check()?;
+                // The listing of applications does not call Kinesis.
+                if stream.is_some() {
+                    store.check_endpoints(&self.aws, aws::is_endpoint_set)?;
+                }
+            }
             match &self.command {
                 Command::Tail(arguments) => arguments.check(SystemTime::now()),
+                Command::Status(arguments) => arguments.check(),
                 Command::Seek(arguments) => arguments.check(),
                 _ => Ok(()),
             }
         };
         checked().map_err(|message| (name, message))
-    }
-}
-
-/// The AWS account and endpoint.
-#[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "AWS options")]
-pub(crate) struct Aws {
-    /// Uses this profile of the AWS configuration files
-    #[arg(long, global = true, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
-    pub(crate) profile: Option<String>,
-    /// Uses this AWS region, such as eu-west-1
-    #[arg(long, global = true, value_name = "NAME", value_parser = values::region)]
-    pub(crate) region: Option<String>,
-    /// Uses another Kinesis endpoint, such as http://127.0.0.1:4567; a local one needs no credentials
-    #[arg(long, global = true, value_name = "URL", value_parser = values::endpoint)]
-    pub(crate) endpoint_url: Option<String>,
-}
-
-impl Aws {
-    /// Refuses a region that is another one than that of the stream's ARN.
-    fn check_region(&self, stream: &str) -> Result<(), String> {
-        let Some((region, arn)) = self.region.as_deref().zip(StreamArn::parse(stream)) else {
-            return Ok(());
-        };
-        // Behind another endpoint, regions may have other names.
-        if region == arn.region || self.has_endpoint(|name| std::env::var_os(name).is_some()) {
-            return Ok(());
-        }
-        let named = arn.region;
-        Err(format!(
-            "the stream is of region {named}, and --region is {region}; leave out --region, since \
-             the ARN names it"
-        ))
-    }
-
-    /// Returns true if the option or a variable of the SDK names the endpoint.
-    fn has_endpoint(&self, is_set: impl Fn(&str) -> bool) -> bool {
-        self.endpoint_url.is_some()
-            || ["AWS_ENDPOINT_URL_KINESIS", "AWS_ENDPOINT_URL"].into_iter().any(is_set)
     }
 }
 
@@ -128,7 +97,7 @@ impl Command {
     /// Returns the name of the command, its stream, and its store.
     fn parts(&self) -> (&'static str, Option<&str>, Option<&Store>) {
         match self {
-            Self::Tail(tail) => ("tail", tail.stream.as_deref(), Some(&tail.store)),
+            Self::Tail(tail) => ("tail", tail.stream.as_deref(), tail.store.as_ref()),
             Self::Put(put) => ("put", Some(&put.stream), None),
             Self::Streams(_) => ("streams", None, None),
             Self::Describe(describe) => ("describe", Some(&describe.stream), None),
@@ -241,10 +210,30 @@ mod tests {
             "seek orders --to latest",
             "seek orders --application billing --to latest",
             "status --sentinel-master mymaster",
+            "status",
+            "status --dynamodb kinestream --redis redis://127.0.0.1/",
+            "status --dynamodb kinestream --sentinel-master mymaster",
+            "status --dynamodb k!",
+            "status --kcl-table leases",
+            "status --redis redis://127.0.0.1/ --kcl-table leases",
+            "status --redis redis://127.0.0.1/ --dynamodb-endpoint-url http://127.0.0.1:8000",
+            "status --dynamodb kinestream --dynamodb-endpoint-url 127.0.0.1:8000",
             "streams --output yaml",
             "tail orders --redis redis://127.0.0.1/ --sentinel-master mymaster --profile=",
         ] {
             assert!(parse(words).is_err(), "expected {words:?} to be refused");
+        }
+    }
+
+    #[test]
+    fn wrong_number_is_refused_in_plain_words() {
+        for words in ["tail orders -n -1", "tail orders --last x", "put orders --retries -1"] {
+            let refused = parse(words).unwrap_err();
+            assert!(refused.contains(": expected a whole number such as 10\n"), "{refused}");
+        }
+        for words in ["put orders --rate 0", "put orders --rate -5"] {
+            let refused = parse(words).unwrap_err();
+            assert!(refused.contains(": expected "), "{refused}");
         }
     }
 
@@ -311,16 +300,6 @@ mod tests {
         ] {
             assert_eq!(parse(words).expect(words).check(), Ok(()), "{words}");
         }
-    }
-
-    #[test]
-    fn endpoint_is_named_by_the_option_or_by_a_variable() {
-        let aws = Aws::default();
-        assert!(!aws.has_endpoint(|_| false));
-        assert!(aws.has_endpoint(|name| name == "AWS_ENDPOINT_URL"));
-        assert!(aws.has_endpoint(|name| name == "AWS_ENDPOINT_URL_KINESIS"));
-        let url = Some("http://127.0.0.1:4567".to_owned());
-        assert!(Aws { endpoint_url: url, ..aws }.has_endpoint(|_| false));
     }
 
     #[test]

@@ -1,9 +1,9 @@
-//! The client of Kinesis, and the calls that commands share.
+//! The configuration of the clients, the client of Kinesis, and the calls that commands share.
 
 use std::time::Duration;
 
-use aws_config::BehaviorVersion;
 use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, SdkConfig};
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::{Credentials, Region};
 use aws_sdk_kinesis::types::StreamSummary;
@@ -30,8 +30,18 @@ pub(crate) enum Calls {
 /// Creates a client from the usual AWS sources and the options, for the region of the ARN if the stream
 /// is given by one.
 pub(crate) async fn connect(aws: &Aws, stream: Option<&str>, calls: Calls) -> Outcome<Client> {
-    let region = region(aws, stream);
-    let is_local = aws.endpoint_url.as_deref().is_some_and(is_local);
+    let endpoint = aws.endpoint_url.as_deref();
+    Ok(Client::new(&config(aws, region(aws, stream), endpoint, calls).await?))
+}
+
+/// Loads the configuration of a service that has this endpoint, or that of its region.
+pub(crate) async fn config(
+    aws: &Aws,
+    region: Option<&str>,
+    endpoint: Option<&str>,
+    calls: Calls,
+) -> Outcome<SdkConfig> {
+    let is_local = endpoint.is_some_and(is_local);
     // A local server needs no profile.
     if !is_local || aws.profile.is_some() {
         profile::check(aws.profile.as_deref()).await?;
@@ -47,7 +57,7 @@ pub(crate) async fn connect(aws: &Aws, stream: Option<&str>, calls: Calls) -> Ou
     if let Some(region) = region {
         loader = loader.region(Region::new(region.to_owned()));
     }
-    if let Some(url) = &aws.endpoint_url {
+    if let Some(url) = endpoint {
         loader = loader.endpoint_url(url);
         let is_set = |name: &str| std::env::var_os(name).is_some();
         // Local servers check no credentials.
@@ -56,25 +66,26 @@ pub(crate) async fn connect(aws: &Aws, stream: Option<&str>, calls: Calls) -> Ou
                 .credentials_provider(Credentials::new("local", "local", None, None, "local"));
         }
     }
-    let mut config = loader.load().await;
-    if config.region().is_none() {
-        // A local server has one region, but the signature of a call needs a name.
-        if !is_local {
-            return Err(Failure::no_region());
-        }
-        config = config.into_builder().region(Region::new("us-east-1")).build();
+    let config = loader.load().await;
+    if config.region().is_some() {
+        return Ok(config);
     }
-    Ok(Client::new(&config))
+    // A local server has one region, but the signature of a call needs a name.
+    if !is_local {
+        return Err(Failure::no_region());
+    }
+    Ok(config.into_builder().region(Region::new("us-east-1")).build())
 }
 
 /// Returns the region that the option names, or that of the stream's ARN. The arguments check that the
 /// two are one.
-fn region<'a>(aws: &'a Aws, stream: Option<&'a str>) -> Option<&'a str> {
+pub(crate) fn region<'a>(aws: &'a Aws, stream: Option<&'a str>) -> Option<&'a str> {
     let arn = stream.and_then(StreamArn::parse);
     aws.region.as_deref().or(arn.map(|arn| arn.region))
 }
 
-fn is_local(url: &str) -> bool {
+/// Returns true for the URL of a server on this machine.
+pub(crate) fn is_local(url: &str) -> bool {
     let host = url.split_once("://").map_or(url, |(_, host)| host);
     ["127.0.0.1", "localhost", "[::1]"].iter().any(|local| {
         host.strip_prefix(local).is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '/']))

@@ -1,5 +1,7 @@
 //! Failures as the user reads them: a message and advice.
 
+mod dynamodb;
+
 use std::error::Error as StdError;
 
 use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
@@ -16,6 +18,23 @@ pub(crate) struct Failure {
     message: String,
     advice: Vec<String>,
     kind: FailureKind,
+}
+
+/// The endpoint of a service, for advice.
+#[derive(Debug, Clone, Copy)]
+struct Endpoint {
+    service: &'static str,
+    option: &'static str,
+    /// The usual port of a local server.
+    local: u16,
+}
+
+const KINESIS: Endpoint = Endpoint { service: "Kinesis", option: "--endpoint-url", local: 4567 };
+
+impl Endpoint {
+    fn advice(self) -> String {
+        format!("Check the network, the region, and the endpoint ({}).", self.option)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +97,7 @@ impl Failure {
         R: std::fmt::Debug + 'static,
     {
         let SdkError::ServiceError(response) = error else {
-            return Self::of_unanswered(operation, error);
+            return Self::of_unanswered(operation, KINESIS, error);
         };
         let code = response.err().code().unwrap_or("no error code");
         let detail = response.err().message().unwrap_or_default();
@@ -93,17 +112,22 @@ impl Failure {
     }
 
     /// Describes a call that got no answer: the request was not sent, or the connection failed.
-    fn of_unanswered(operation: &str, error: &(dyn StdError + 'static)) -> Self {
+    fn of_unanswered(
+        operation: &str,
+        endpoint: Endpoint,
+        error: &(dyn StdError + 'static),
+    ) -> Self {
         let causes = causes(error);
         let words = causes.to_lowercase();
         if words.contains("credential") || words.contains("identity") {
-            return Self::no_credentials().because(&causes);
+            return Self::no_credentials(endpoint).because(&causes);
         }
         if words.contains("region") {
             return Self::no_region().because(&causes);
         }
-        Self::new(format!("{operation} failed: no connection to Kinesis ({causes})"))
-            .advise("Check the network, the region, and the endpoint (--endpoint-url).")
+        let service = endpoint.service;
+        Self::new(format!("{operation} failed: no connection to {service} ({causes})"))
+            .advise(endpoint.advice())
     }
 
     pub(crate) fn no_region() -> Self {
@@ -119,28 +143,33 @@ impl Failure {
             .advise("Run `aws sso login`, or pass another --profile.")
     }
 
-    fn no_credentials() -> Self {
+    fn no_credentials(Endpoint { option, local, .. }: Endpoint) -> Self {
         Self::new("no AWS credentials were found")
             .advise(
                 "Pass --profile, run `aws sso login`, or set AWS_ACCESS_KEY_ID and \
                  AWS_SECRET_ACCESS_KEY.",
             )
-            .advise("A local server needs none: pass --endpoint-url http://127.0.0.1:4567.")
+            .advise(format!("A local server needs none: pass {option} http://127.0.0.1:{local}."))
     }
 
     fn denied(operation: &str, detail: &str) -> Self {
-        let failure = Self::new(format!("access denied: {operation}"))
-            .advise(format!("Grant the IAM action kinesis:{operation} to this user or role."));
-        if detail.is_empty() { failure } else { failure.advise(format!("AWS says: {detail}")) }
+        Self::new(format!("access denied: {operation}"))
+            .advise(format!("Grant the IAM action kinesis:{operation} to this user or role."))
+            .says(detail)
     }
 
     fn denied_key(operation: &str, detail: &str) -> Self {
-        let failure = Self::new(format!("access denied to the KMS key of the stream: {operation}"))
+        Self::new(format!("access denied to the KMS key of the stream: {operation}"))
             .advise(
                 "Grant kms:Decrypt to read, and kms:GenerateDataKey to put, on the key that \
                  encrypts the stream.",
-            );
-        if detail.is_empty() { failure } else { failure.advise(format!("AWS says: {detail}")) }
+            )
+            .says(detail)
+    }
+
+    /// Adds the message of AWS, which may be empty.
+    fn says(self, detail: &str) -> Self {
+        if detail.is_empty() { self } else { self.advise(format!("AWS says: {detail}")) }
     }
 
     /// Adds the cause, such as an expired SSO token.
@@ -149,6 +178,9 @@ impl Failure {
     }
 
     fn of_consumer(error: &kinestream::Error) -> Self {
+        if let Some(failure) = Self::of_dynamodb_store(error) {
+            return failure;
+        }
         let text = error.to_string();
         match error.kind() {
             ErrorKind::NotFound => match (error.stream(), error.shard_id()) {
@@ -157,7 +189,7 @@ impl Failure {
                 _ => Self::new(text),
             },
             ErrorKind::Denied if text.contains("no AWS credentials") => {
-                Self::no_credentials().because(&causes(error))
+                Self::no_credentials(KINESIS).because(&cause(error))
             }
             ErrorKind::Denied if text.contains("KMSAccessDeniedException") => {
                 let (call, detail) = text.split_once(" failed: ").unwrap_or(("the call", &text));
@@ -170,7 +202,9 @@ impl Failure {
                     let detail = after.split_once("Exception: ").map(|(_, detail)| detail);
                     Self::denied(operation, detail.unwrap_or_default().trim_end_matches(')'))
                 }
-                None => Self::new(text),
+                None => code(&text)
+                    .filter(|code| is_rejected_credential(code))
+                    .map_or_else(|| Self::new(&*text), Self::rejected_credentials),
             },
             ErrorKind::Configuration if text.contains("no AWS region") => {
                 Self::no_region().because(&causes(error))
@@ -186,6 +220,11 @@ impl Failure {
     }
 }
 
+/// Returns the causes of an error of the crate, whose own text has advice for programs.
+fn cause(error: &kinestream::Error) -> String {
+    StdError::source(error).map_or_else(|| error.to_string(), causes)
+}
+
 /// Returns the error and its causes as one line.
 pub(crate) fn causes(error: &(dyn StdError + 'static)) -> String {
     let mut texts: Vec<String> = Vec::new();
@@ -197,6 +236,12 @@ pub(crate) fn causes(error: &(dyn StdError + 'static)) -> String {
         }
     }
     texts.join(": ")
+}
+
+/// Returns the error code in a text of the crate: `… (400 AccessDeniedException: …)`.
+fn code(text: &str) -> Option<&str> {
+    let (_, rest) = text.split_once(" (4")?;
+    rest.split([' ', ':', ')']).nth(1)
 }
 
 fn is_denial(code: &str) -> bool {

@@ -28,6 +28,7 @@ mod store;
 mod stream_arn;
 mod streams;
 mod table;
+mod table_name;
 mod tail;
 mod time;
 

@@ -1,27 +1,30 @@
 //! `kinestream seek` and `kinestream reset`: changes of an application's stored positions.
 
 use std::collections::BTreeSet;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use kinestream::{
     ApplicationStatus, Checkpoint, Consumer, ErrorKind, IfLeased, ShardId, StartingPosition,
 };
 
-use crate::arguments::{Aws, ResetArguments, SeekArguments, Target};
+use crate::arguments::{Aws, DynamoDb, ResetArguments, SeekArguments, Store, Target};
 use crate::client::{self, Calls};
 use crate::confirm::confirmed;
 use crate::failure::{Failure, Outcome};
-use crate::output::{escape, say, short, write_out};
+use crate::output::{escape, note, say, short, write_out};
 use crate::position;
 use crate::quantity::counted;
 use crate::status::unknown_application;
 use crate::store;
 use crate::time::{self, Since};
 
+/// The time between two looks at the heartbeats of workers.
+const LOOK: Duration = Duration::from_secs(1);
+
 pub(crate) async fn seek(arguments: &SeekArguments, aws: &Aws) -> Outcome<()> {
     let target = &arguments.target;
     let consumer = consumer(target, aws).await?;
-    let status = consumer.status().await?;
+    let status = status(&consumer, target).await?;
     check(&status, target)?;
     let shards = selected(&status, &arguments.shard)?;
     let mut plan = format!(
@@ -65,7 +68,7 @@ pub(crate) async fn seek(arguments: &SeekArguments, aws: &Aws) -> Outcome<()> {
 pub(crate) async fn reset(arguments: &ResetArguments, aws: &Aws) -> Outcome<()> {
     let target = &arguments.target;
     let consumer = consumer(target, aws).await?;
-    let status = consumer.status().await?;
+    let status = status(&consumer, target).await?;
     check(&status, target)?;
     let plan = format!(
         "application {} of stream {}: delete the positions of {}; its next worker starts at its \
@@ -85,15 +88,34 @@ pub(crate) async fn reset(arguments: &ResetArguments, aws: &Aws) -> Outcome<()> 
 
 async fn consumer(target: &Target, aws: &Aws) -> Outcome<Consumer> {
     let client = client::connect(aws, Some(&target.stream), Calls::Short).await?;
-    let store = store::connect(&target.store).await?;
+    let store = store::connect(&target.store, aws, &target.stream).await?;
     let builder = Consumer::builder(client, &target.stream).application(&target.application);
     Ok(builder.store(store).build()?)
+}
+
+/// Returns the status once it is known whether a worker is alive: in a store without a clock, once one
+/// has renewed, or none has within its lease duration.
+async fn status(consumer: &Consumer, target: &Target) -> Outcome<ApplicationStatus> {
+    let mut is_noted = false;
+    loop {
+        let status = consumer.status().await?;
+        let unconfirmed = status.unconfirmed_workers.len();
+        let is_known = unconfirmed == 0 || unconfirmed < status.workers.len();
+        if target.force || target.dry_run || is_known {
+            return Ok(status);
+        }
+        if !std::mem::replace(&mut is_noted, true) {
+            let names = names(&status.unconfirmed_workers);
+            note(&format!("waiting to see whether {names} renews, for up to its lease duration"));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 /// Refuses a change of an application that does not exist, or that runs.
 fn check(status: &ApplicationStatus, target: &Target) -> Outcome<()> {
     if status.shards.is_empty() && status.workers.is_empty() {
-        return Err(unknown_application(&target.stream, status));
+        return Err(unknown_application(&target.stream, &target.store, status));
     }
     // A dry run changes nothing. A worker that starts after this check is found by the store,
     // except by a seek of all shards, which live workers follow.
@@ -103,18 +125,19 @@ fn check(status: &ApplicationStatus, target: &Target) -> Outcome<()> {
     Err(runs(&status.workers, target))
 }
 
-fn runs(workers: &[String], target: &Target) -> Failure {
+fn names(workers: &[String]) -> String {
     let names: Vec<_> = workers.iter().map(|worker| escape(worker.as_bytes())).collect();
-    Failure::new(format!(
-        "application {} is running: {}",
-        escape(target.application.as_bytes()),
-        names.join(", ")
-    ))
-    .advise("Stop its workers first.")
-    .advise(
-        "With --force the change is made now: the workers continue from the new positions, and \
+    names.join(", ")
+}
+
+fn runs(workers: &[String], target: &Target) -> Failure {
+    let application = escape(target.application.as_bytes());
+    Failure::new(format!("application {application} is running: {}", names(workers)))
+        .advise("Stop its workers first.")
+        .advise(
+            "With --force the change is made now: the workers continue from the new positions, and \
              checkpoints that they have not saved are lost.",
-    )
+        )
 }
 
 /// Describes a worker that has started since the check.
@@ -145,6 +168,9 @@ fn selected(status: &ApplicationStatus, wanted: &[ShardId]) -> Outcome<Vec<Shard
 /// Shows the plan. Returns true if the change is to be made.
 fn agreed(target: &Target, plan: &str, question: &str) -> Outcome<bool> {
     write_out(plan.as_bytes())?;
+    if let Store::DynamoDb(DynamoDb { kcl_table: Some(table), .. }) = &target.store {
+        note(&format!("the rows of KCL table {table} change; workers of a KCL are not noticed"));
+    }
     if target.dry_run {
         say("nothing is changed, since this is a dry run\n");
         return Ok(false);

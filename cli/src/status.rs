@@ -4,15 +4,13 @@ mod applications;
 mod lag;
 mod report;
 
-use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::time::SystemTime;
 
 use aws_sdk_kinesis::Client;
-use futures::StreamExt;
-use kinestream::{ApplicationStatus, Consumer, ShardId, ShardState};
+use kinestream::{ApplicationStatus, Consumer};
 
-use crate::arguments::{Aws, ReportFormat, StatusArguments};
+use crate::arguments::{Aws, ReportFormat, StatusArguments, Store};
 use crate::client::{self, Calls};
 use crate::failure::{Failure, Outcome};
 use crate::output::{
@@ -25,20 +23,14 @@ use crate::store;
 
 use report::Report;
 
-/// The calls of Kinesis that run at once.
-const CONCURRENT_CALLS: usize = 8;
-
-/// The lag of each shard in milliseconds, or the reason for which it is unknown.
-type Lags = BTreeMap<ShardId, Outcome<u64>>;
-
 pub(crate) async fn run(arguments: &StatusArguments, aws: &Aws) -> Outcome<()> {
     let (Some(stream), Some(application)) = (&arguments.stream, &arguments.application) else {
-        return applications::run(arguments).await;
+        return applications::run(arguments, aws).await;
     };
     let mut stop = Stop::listen()?;
     let connected = async {
         let client = client::connect(aws, Some(stream), Calls::Short).await?;
-        Outcome::Ok((client, store::connect(&arguments.store).await?))
+        Outcome::Ok((client, store::connect(&arguments.store, aws, stream).await?))
     };
     let (client, store) = tokio::select! {
         biased;
@@ -52,7 +44,7 @@ pub(crate) async fn run(arguments: &StatusArguments, aws: &Aws) -> Outcome<()> {
         let report = tokio::select! {
             biased;
             () = stop.requested() => return Ok(()),
-            report = describe(&client, stream, &consumer) => report,
+            report = describe(&client, stream, &arguments.store, &consumer) => report,
         };
         let written = match report {
             Ok(report) => {
@@ -132,41 +124,55 @@ fn fit(text: &str, height: usize, width: usize) -> Vec<String> {
     shown
 }
 
-async fn describe(client: &Client, stream: &str, consumer: &Consumer) -> Outcome<Report> {
+async fn describe(
+    client: &Client,
+    stream: &str,
+    store: &Store,
+    consumer: &Consumer,
+) -> Outcome<Report> {
     let status = consumer.status().await?;
     if status.shards.is_empty() && status.workers.is_empty() {
-        return Err(unknown_application(stream, &status));
+        return Err(unknown_application(stream, store, &status));
     }
-    let unfinished = status.shards.iter().filter(|(_, shard)| shard.state != ShardState::Finished);
-    let positions =
-        unfinished.filter_map(|(id, shard)| Some((id.clone(), shard.position.clone()?)));
-    let lags = futures::stream::iter(positions.collect::<Vec<_>>())
-        .map(|(shard, position)| async move {
-            let lag = lag::millis_behind(client, stream, &shard, &position).await;
-            (shard, lag)
-        })
-        .buffer_unordered(CONCURRENT_CALLS)
-        .collect()
-        .await;
+    let lags = lag::of_shards(client, stream, &status).await;
     Ok(Report::new(stream, status, &lags, SystemTime::now()))
 }
 
 /// Describes an application of which nothing is stored.
-pub(crate) fn unknown_application(stream: &str, status: &ApplicationStatus) -> Failure {
+pub(crate) fn unknown_application(
+    stream: &str,
+    store: &Store,
+    status: &ApplicationStatus,
+) -> Failure {
+    let store = match store {
+        // The URL may hold a password.
+        Store::Redis(_) => "--redis URL".to_owned(),
+        Store::DynamoDb(table) => format!("--dynamodb {}", table.table),
+    };
     let application = escape(status.application.as_bytes());
     Failure::new(format!("nothing is stored for application {application} of stream {stream}"))
         .advise("Check both names: an application that names its stream by ARN has other positions than one that uses the name.")
-        .advise("`kinestream status --redis URL` lists the applications of the store.")
+        .advise(format!("`kinestream status {store}` lists the applications of the store."))
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
+    use futures::StreamExt;
     use kinestream::MemoryStore;
     use kinestream::testing::Kinesis;
 
     use super::*;
+    use crate::arguments::DynamoDb;
+
+    fn table() -> Store {
+        Store::DynamoDb(DynamoDb {
+            table: "kinestream".to_owned(),
+            kcl_table: None,
+            endpoint_url: None,
+        })
+    }
 
     async fn status_of(application: &str) -> (Kinesis, Consumer, ApplicationStatus) {
         let kinesis = Kinesis::new();
@@ -180,8 +186,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn unknown_application_is_a_failure_with_advice() {
         let (kinesis, consumer, status) = status_of("billing").await;
-        let described = describe(&kinesis.client(), "orders", &consumer).await;
-        assert_eq!(described.unwrap_err(), unknown_application("orders", &status));
+        let store = table();
+        let described = describe(&kinesis.client(), "orders", &store, &consumer).await;
+        let unknown = unknown_application("orders", &store, &status);
+        assert_eq!(described.unwrap_err(), unknown);
+        let shown = unknown.shown(Paint::plain());
+        assert!(
+            shown.ends_with(
+                "`kinestream status --dynamodb kinestream` lists the applications of the store."
+            ),
+            "{shown}"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -190,7 +205,7 @@ mod tests {
         let mut records = consumer.records();
         let started = tokio::time::timeout(Duration::from_secs(5), records.next()).await;
         assert!(started.is_err(), "expected no record");
-        let report = describe(&kinesis.client(), "orders", &consumer).await.unwrap();
+        let report = describe(&kinesis.client(), "orders", &table(), &consumer).await.unwrap();
         let text = report.shown(Paint::plain());
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(

@@ -1,20 +1,31 @@
 //! The store that the arguments name.
 
-pub(crate) mod keys;
+pub(crate) mod dynamodb;
+pub(crate) mod redis;
 
-use kinestream::RedisStore;
+use std::sync::Arc;
 
-use crate::arguments::Store;
+use kinestream::DynamoDbStore;
+use kinestream::store::CheckpointStore;
+
+use crate::arguments::{Aws, Store};
 use crate::failure::Outcome;
 
-/// Connects to one server or the cluster that it belongs to, to the cluster of several nodes, or to
-/// the master that sentinels report.
-pub(crate) async fn connect(store: &Store) -> Outcome<RedisStore> {
-    let urls = store.redis.iter().map(String::as_str);
-    let connected = match (store.master(), &store.redis[..]) {
-        (Some(master), _) => RedisStore::connect_sentinel(urls, &master).await,
-        (None, [url]) => RedisStore::connect(url).await,
-        (None, _) => RedisStore::connect_cluster(urls).await,
-    };
-    Ok(connected?)
+/// Connects to the store. A table of DynamoDB is not called yet.
+pub(crate) async fn connect(
+    store: &Store,
+    aws: &Aws,
+    stream: &str,
+) -> Outcome<Arc<dyn CheckpointStore>> {
+    Ok(match store {
+        Store::Redis(redis) => Arc::new(redis::connect(redis).await?),
+        Store::DynamoDb(table) => {
+            let client = dynamodb::connect(table, aws, Some(stream)).await?;
+            let store = DynamoDbStore::new(client, &*table.table);
+            Arc::new(match &table.kcl_table {
+                Some(kcl_table) => store.kcl_table(&**kcl_table),
+                None => store,
+            })
+        }
+    })
 }

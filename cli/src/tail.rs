@@ -32,7 +32,7 @@ pub(crate) async fn run(arguments: &TailArguments, aws: &Aws) -> Outcome<()> {
         None => (demo::start(), demo::STREAM.to_owned()),
     };
     let printer = printer(arguments);
-    let reading = Reading { client: client.clone(), stream, arguments };
+    let reading = Reading { client: client.clone(), stream, arguments, aws };
     let outcome = match arguments.last {
         Some(count) => last::print(&reading, count, printer, stop).await,
         None => follow(&reading, printer, stop).await,

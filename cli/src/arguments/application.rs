@@ -6,25 +6,30 @@ use clap::Args;
 use kinestream::ShardId;
 
 use super::ReportFormat;
-use super::store::Store;
+use super::store::{self, DynamoDb, Store};
 use super::values::{ONE_SHARD, pause, shard};
 use crate::stream_arn::parse_stream;
 use crate::time::{self, Since};
 
 pub(super) const STATUS_EXAMPLES: &str = "\
+DynamoDB has no clock: a worker is \"unconfirmed\" until --watch has seen it renew.
+
 Examples:
   kinestream status --redis redis://127.0.0.1/
   kinestream status orders --application billing --redis redis://127.0.0.1/ --watch
   kinestream status orders --application billing --redis redis://127.0.0.1/ --output json
-  kinestream status --redis redis://10.0.0.1:26379/ --sentinel-master mymaster";
+  kinestream status --redis redis://10.0.0.1:26379/ --sentinel-master mymaster
+  kinestream status orders --application billing --dynamodb kinestream
+  kinestream status orders --application billing --dynamodb kinestream --kcl-table billing";
 
 pub(super) const SEEK_EXAMPLES: &str = "\
 Examples:
   kinestream seek orders --application billing --redis redis://127.0.0.1/ --to 1h
-  kinestream seek orders --application billing --redis redis://127.0.0.1/ --to latest --shard 3";
+  kinestream seek orders --application billing --redis redis://127.0.0.1/ --to latest --shard 3
+  kinestream seek orders --application billing --dynamodb kinestream --to trim-horizon --dry-run";
 
 #[derive(Debug, Args)]
-#[command(mut_arg("redis", |redis| redis.required(true)))]
+#[command(mut_group(store::GROUP, |store| store.required(true)))]
 pub(crate) struct StatusArguments {
     /// Name or ARN of the stream; all streams of the store by default
     #[arg(value_parser = parse_stream)]
@@ -44,9 +49,21 @@ pub(crate) struct StatusArguments {
     pub(crate) store: Store,
 }
 
+impl StatusArguments {
+    pub(super) fn check(&self) -> Result<(), String> {
+        let is_of_kcl = matches!(&self.store, Store::DynamoDb(DynamoDb { kcl_table: Some(_), .. }));
+        if is_of_kcl && self.application.is_none() {
+            return Err("--kcl-table has the positions of one application; pass the stream and \
+                        --application as well, or leave --kcl-table out to list the applications"
+                .to_owned());
+        }
+        Ok(())
+    }
+}
+
 /// The application whose positions change.
 #[derive(Debug, Args)]
-#[command(mut_arg("redis", |redis| redis.required(true)))]
+#[command(mut_group(store::GROUP, |store| store.required(true)))]
 pub(crate) struct Target {
     /// Name or ARN of the stream, as the application names it
     #[arg(value_parser = parse_stream)]

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::values;
 use crate::put::KeyTemplate;
 use crate::stream_arn::parse_stream;
 
@@ -29,10 +30,11 @@ pub(crate) struct PutArguments {
     #[arg(long, value_name = "TEMPLATE", value_parser = KeyTemplate::parse, default_value = "{random}")]
     pub(crate) key: KeyTemplate,
     /// Sends at most this many records per second
-    #[arg(long, value_name = "RECORDS", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "RECORDS", value_parser = values::positive, allow_negative_numbers = true)]
     pub(crate) rate: Option<u32>,
     /// Gives up after a record has failed this many times in a row
-    #[arg(long, value_name = "TIMES", default_value_t = 10)]
+    #[arg(long, value_name = "TIMES", default_value_t = 10, value_parser = values::number::<u32>)]
+    #[arg(allow_negative_numbers = true)]
     pub(crate) retries: u32,
     /// Reads the lines and their keys, and sends nothing
     #[arg(long)]

@@ -7,8 +7,8 @@ use clap::{Args, ValueEnum};
 use kinestream::ShardId;
 use regex::bytes::Regex;
 
-use super::store::Store;
-use super::values::{ONE_SHARD, shard};
+use super::store::{self, Store};
+use super::values::{ONE_SHARD, number, shard};
 use crate::output::Template;
 use crate::payload::Step;
 use crate::stream_arn::parse_stream;
@@ -46,11 +46,12 @@ pub(crate) struct TailArguments {
     pub(crate) exit_at_end: bool,
     /// Ends after this many printed records
     #[arg(short = 'n', long = "count", value_name = "COUNT", help_heading = "Range")]
-    #[arg(allow_negative_numbers = true)]
+    #[arg(value_parser = number::<u64>, allow_negative_numbers = true)]
     pub(crate) count: Option<u64>,
     /// Prints the last N records before now and ends. Reads back in growing steps: up to eight times
     /// as much of the stream as the records need
     #[arg(long, value_name = "N", help_heading = "Range", allow_negative_numbers = true)]
+    #[arg(value_parser = number::<usize>)]
     #[arg(conflicts_with_all = ["since", "until", "exit_at_end", "count", "application", "fan_out"])]
     pub(crate) last: Option<usize>,
 
@@ -105,10 +106,10 @@ pub(crate) struct TailArguments {
     pub(crate) fan_out: Option<String>,
     /// Reads as a worker of this application: resumes from its checkpoints, moves them, and takes a
     /// share of its shards
-    #[arg(long, value_name = "NAME", requires = "redis", help_heading = "Consumer")]
+    #[arg(long, value_name = "NAME", requires = store::GROUP, help_heading = "Consumer")]
     pub(crate) application: Option<String>,
     #[command(flatten)]
-    pub(crate) store: Store,
+    pub(crate) store: Option<Store>,
 }
 
 impl TailArguments {
@@ -118,10 +119,13 @@ impl TailArguments {
         {
             return Err("--template is an output format of its own; leave out --output".to_owned());
         }
-        if self.store.is_named_by_option() && self.application.is_none() {
-            return Err("--redis holds the checkpoints of an application; pass --application as \
+        let is_store_named = self.store.as_ref().is_some_and(Store::is_named_by_option);
+        if is_store_named && self.application.is_none() {
+            return Err(
+                "the store holds the checkpoints of an application; pass --application as \
                         well"
-                .to_owned());
+                    .to_owned(),
+            );
         }
         if matches!(self.since, Since::Sequence(_)) && self.shard.len() != 1 {
             return Err(ONE_SHARD.to_owned());

@@ -1,5 +1,6 @@
 //! The values of arguments as the user writes them.
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use kinestream::ShardId;
@@ -9,6 +10,19 @@ use crate::time;
 /// The refusal of a sequence number as the position of no shard or of several.
 pub(super) const ONE_SHARD: &str =
     "a sequence number belongs to one shard; add exactly one --shard";
+
+/// Parses a number without a sign.
+pub(super) fn number<T: FromStr>(text: &str) -> Result<T, &'static str> {
+    text.parse().map_err(|_| "expected a whole number such as 10")
+}
+
+/// Parses a number that is not zero.
+pub(super) fn positive(text: &str) -> Result<u32, &'static str> {
+    match number(text)? {
+        0 => Err("expected at least 1"),
+        number => Ok(number),
+    }
+}
 
 /// Parses a pause of at least one second.
 pub(super) fn pause(text: &str) -> Result<Duration, String> {

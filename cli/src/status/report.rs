@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use kinestream::{ApplicationStatus, Checkpoint, ShardId, ShardState};
 use serde::Serialize;
 
-use super::Lags;
+use super::lag::Lags;
 use crate::output::{Paint, escape, short};
 use crate::position;
 use crate::quantity::{counted, duration};
@@ -21,6 +21,8 @@ pub(super) struct Report {
     application: String,
     stream: String,
     workers: Vec<String>,
+    /// The workers that may be dead.
+    unconfirmed_workers: Vec<String>,
     /// The largest lag; `None` if no lag is known.
     millis_behind_latest: Option<u64>,
     shards: Vec<ShardReport>,
@@ -73,6 +75,7 @@ impl Report {
             application: status.application,
             stream: stream.to_owned(),
             workers: status.workers,
+            unconfirmed_workers: status.unconfirmed_workers,
             millis_behind_latest: lags.values().flatten().copied().max(),
             unknown_lags,
             lag_failure,
@@ -91,7 +94,7 @@ impl Report {
             paint.heading("stream     "),
             paint.name(&name(&self.stream)),
             paint.heading("workers    "),
-            workers(&self.workers, paint),
+            self.workers_shown(paint),
             paint.heading("behind     "),
             self.behind(),
         );
@@ -121,21 +124,24 @@ impl Report {
         Some(format!("lag of {} unknown ({reason})", counted(self.unknown_lags, "shard")))
     }
 
+    fn workers_shown(&self, paint: Paint) -> String {
+        if self.workers.is_empty() {
+            return paint.warn("none: the application does not run");
+        }
+        let shown = |worker: &String| {
+            let is_confirmed = !self.unconfirmed_workers.contains(worker);
+            escape(worker.as_bytes()) + if is_confirmed { "" } else { " (unconfirmed)" }
+        };
+        let names: Vec<String> = self.workers.iter().map(shown).collect();
+        format!("{}: {}", counted(names.len() as u64, "worker"), names.join(", "))
+    }
+
     /// Returns the largest lag, and the reason if one is unknown.
     fn behind(&self) -> String {
         let known = self.millis_behind_latest.map(lag_shown);
         let parts: Vec<String> = known.into_iter().chain(self.unknown_lags()).collect();
         if parts.is_empty() { "-".to_owned() } else { parts.join("; ") }
     }
-}
-
-fn workers(workers: &[String], paint: Paint) -> String {
-    if workers.is_empty() {
-        return paint.warn("none: the application does not run");
-    }
-    let names = workers.iter().map(|worker| escape(worker.as_bytes()));
-    let count = counted(workers.len() as u64, "worker");
-    format!("{count}: {}", names.collect::<Vec<_>>().join(", "))
 }
 
 fn lag_shown(millis: u64) -> String {
@@ -218,6 +224,7 @@ mod tests {
                 "application": "billing",
                 "stream": "orders",
                 "workers": ["worker-1"],
+                "unconfirmed_workers": [],
                 "millis_behind_latest": 1500,
                 "shards": [
                     {

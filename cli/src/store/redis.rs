@@ -1,8 +1,9 @@
-//! The keys of a Redis by their pattern, on every master of a cluster.
+//! A Redis: its store, and its keys by their pattern, on every master of a cluster.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use kinestream::RedisStore;
 use redis::aio::ConnectionLike;
 use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
@@ -13,7 +14,7 @@ use redis::{
     RedisResult, TlsMode, Value, cmd, from_redis_value,
 };
 
-use crate::arguments::Store;
+use crate::arguments::Redis;
 use crate::failure::{Failure, Outcome};
 
 /// The limit of a connection attempt and of an answer.
@@ -21,15 +22,27 @@ const TIME: Duration = Duration::from_secs(5);
 /// The keys that one call looks at.
 const PAGE: usize = 1000;
 
+/// Connects to one server or the cluster that it belongs to, to the cluster of several nodes, or to
+/// the master that sentinels report.
+pub(crate) async fn connect(store: &Redis) -> Outcome<RedisStore> {
+    let urls = store.urls.iter().map(String::as_str);
+    let connected = match (store.master(), &store.urls[..]) {
+        (Some(master), _) => RedisStore::connect_sentinel(urls, &master).await,
+        (None, [url]) => RedisStore::connect(url).await,
+        (None, _) => RedisStore::connect_cluster(urls).await,
+    };
+    Ok(connected?)
+}
+
 /// Returns the keys that match the pattern.
 ///
 /// # Errors
 ///
 /// The user may not call `INFO`, which tells a cluster, or `SCAN`: a part of the keys would look like
 /// all of them.
-pub(crate) async fn matching(store: &Store, pattern: &str) -> Outcome<BTreeSet<String>> {
+pub(crate) async fn matching(store: &Redis, pattern: &str) -> Outcome<BTreeSet<String>> {
     // The crate finds out what is wrong with a store, and its errors give advice.
-    super::connect(store).await?;
+    connect(store).await?;
     found(store, pattern).await.map_err(|error| failure(&error))
 }
 
@@ -45,9 +58,9 @@ fn failure(error: &RedisError) -> Failure {
     }
 }
 
-async fn found(store: &Store, pattern: &str) -> RedisResult<BTreeSet<String>> {
-    let client = match (store.master(), &store.redis[..]) {
-        (Some(master), _) => master_client(&store.redis, &master).await?,
+async fn found(store: &Redis, pattern: &str) -> RedisResult<BTreeSet<String>> {
+    let client = match (store.master(), &store.urls[..]) {
+        (Some(master), _) => master_client(&store.urls, &master).await?,
         (None, [url]) => Client::open(url.as_str())?,
         (None, urls) => return in_cluster(urls, pattern).await,
     };
@@ -57,7 +70,7 @@ async fn found(store: &Store, pattern: &str) -> RedisResult<BTreeSet<String>> {
     let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
     let information: String = cmd("INFO").arg("server").query_async(&mut connection).await?;
     if is_of_cluster(&information) {
-        return in_cluster(&store.redis, pattern).await;
+        return in_cluster(&store.urls, pattern).await;
     }
     let mut keys = BTreeSet::new();
     let mut cursor = 0;

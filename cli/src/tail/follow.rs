@@ -12,6 +12,7 @@ use super::footer::Footer;
 use super::printer::Printer;
 use super::reading::Reading;
 use super::sorted;
+use crate::arguments::{DynamoDb, Store, TailArguments};
 use crate::failure::{Failure, Outcome};
 use crate::live::LiveArea;
 use crate::output::{Paint, Written, is_pipe, is_reader_gone, short, write_out};
@@ -19,6 +20,8 @@ use crate::signals::Stop;
 
 /// The interval at which the live lines are drawn.
 const DRAW_INTERVAL: Duration = Duration::from_millis(200);
+/// The time after which a worker that has not joined is noted.
+const JOIN_LIMIT: Duration = Duration::from_secs(5);
 /// The output that is printed at once.
 const CHUNK: usize = 1 << 20;
 
@@ -46,6 +49,10 @@ enum Turn {
 }
 
 struct Follower {
+    consumer: Consumer,
+    /// The note on a store that does not let this worker join; `None` once it was shown, and without an
+    /// application.
+    wait_note: Option<String>,
     records: BoxStream<'static, kinestream::Result<Record>>,
     events: kinestream::Events,
     printer: Printer,
@@ -72,6 +79,8 @@ impl Follower {
             consumer.records().boxed()
         };
         Self {
+            consumer: consumer.clone(),
+            wait_note: wait_note(arguments),
             records,
             events,
             headings: printer
@@ -100,6 +109,7 @@ impl Follower {
                         self.is_reader_gone = true;
                         break;
                     }
+                    self.note_wait();
                     self.draw();
                 }
                 Some(event) = self.events.next() => self.on_event(&event),
@@ -193,6 +203,20 @@ impl Follower {
         }
     }
 
+    /// Notes once that the worker has not joined. The consumer reports the reason only if it lasts.
+    fn note_wait(&mut self) {
+        if self.wait_note.is_none() {
+            return;
+        }
+        let health = self.consumer.health();
+        if health.since_renewal.is_none()
+            && health.since_start.is_some_and(|time| time >= JOIN_LIMIT)
+            && let Some(note) = self.wait_note.take()
+        {
+            self.note(&note);
+        }
+    }
+
     fn note(&mut self, note: &str) {
         if !self.is_quiet {
             self.live.note(&format!("{} {note}", self.paint.warn("note:")));
@@ -221,6 +245,18 @@ impl Follower {
             self.live.note(&summary);
         }
     }
+}
+
+/// Returns the note on a worker that cannot join; `None` without an application.
+fn wait_note(arguments: &TailArguments) -> Option<String> {
+    arguments.application.as_ref()?;
+    Some(match &arguments.store {
+        Some(Store::DynamoDb(DynamoDb { kcl_table: Some(table), .. })) => format!(
+            "waiting to join the application: a KCL that renews leases in KCL table {table} must be \
+             stopped first"
+        ),
+        _ => "waiting to join the application: the store does not answer".to_owned(),
+    })
 }
 
 /// Returns a note for an event that the user should know of: a call that has failed twice in a row,

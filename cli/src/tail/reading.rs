@@ -6,7 +6,7 @@ use aws_sdk_kinesis::Client;
 use kinestream::{CheckpointOn, Consumer, ConsumerBuilder, ShardPosition, StartingPosition};
 
 use super::bounds;
-use crate::arguments::TailArguments;
+use crate::arguments::{Aws, TailArguments};
 use crate::failure::{Failure, Outcome};
 use crate::store;
 use crate::time::Since;
@@ -17,6 +17,7 @@ pub(super) struct Reading<'a> {
     pub(super) client: Client,
     pub(super) stream: String,
     pub(super) arguments: &'a TailArguments,
+    pub(super) aws: &'a Aws,
 }
 
 impl Reading<'_> {
@@ -39,9 +40,9 @@ impl Reading<'_> {
             }
         };
         builder = bounds::until(builder, arguments);
-        if let Some(application) = &arguments.application {
-            builder =
-                builder.application(application).store(store::connect(&arguments.store).await?);
+        if let (Some(application), Some(store)) = (&arguments.application, &arguments.store) {
+            let store = store::connect(store, self.aws, &self.stream).await?;
+            builder = builder.application(application).store(store);
         }
         if let Some(consumer) = &arguments.fan_out {
             builder = builder.fan_out(consumer);

@@ -16,8 +16,8 @@ pub(crate) fn of_billing(redis: &RedisServer) -> String {
 }
 
 /// Starts to read as the application, and waits for the first record.
-async fn reader(server: &Server, redis: &RedisServer) -> Child {
-    let words = format!("tail orders --since trim-horizon {}", of_billing(redis));
+pub(crate) async fn reader_of(server: &Server, application: &str) -> Child {
+    let words = format!("tail orders --since trim-horizon {application}");
     let mut child = server.command(&words).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     lines.next_line().await.unwrap().expect("expected a record");
@@ -40,7 +40,7 @@ async fn signals_release_the_leases_and_save_the_positions() {
     let (server, redis) = (Server::with_orders(2).await, RedisServer::start(&[]));
     put_numbers(&server.client, "orders", 0..100).await.unwrap();
     for kind in ["-INT", "-TERM", "-HUP"] {
-        let mut reader = reader(&server, &redis).await;
+        let mut reader = reader_of(&server, &of_billing(&redis)).await;
         // A running application shows its worker, and refuses changes.
         let status = server.run(&format!("status orders {}", of_billing(&redis))).await;
         assert!(status.lines()[2].starts_with("workers     1 worker: "), "{status:?}");
@@ -148,7 +148,8 @@ async fn application_of_an_arn_is_listed_with_it() {
     let of_billing = of_billing(&redis);
     let listing = format!("status --redis {} --output json", redis.url());
     let listed: Value = serde_json::from_str(server.run(&listing).await.lines()[0]).unwrap();
-    assert_eq!(listed["applications"][0], json!({"application": "billing", "stream": arn}));
+    let expected = json!({"application": "billing", "stream": arn, "kcl_table": null});
+    assert_eq!(listed["applications"][0], expected);
     let status = server.run(&format!("status {arn} {of_billing} --output json")).await;
     let status: Value = serde_json::from_str(status.lines()[0]).unwrap();
     assert_eq!(status["stream"], arn);

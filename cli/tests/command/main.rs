@@ -1,9 +1,12 @@
 //! The built command against emulators of Kinesis: ferrokinesis in this process and kinesis-local,
-//! with stores in a real Redis, in pipes and in a pseudo-terminal.
+//! with stores in a real Redis and in dynoxide, in pipes and in a pseudo-terminal.
 // Tests and their helpers report failures by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod applications;
+mod dynamodb;
+#[path = "../../../tests/support/dynamodb.rs"]
+mod dynamodb_server;
 #[path = "../../../examples/support/mod.rs"]
 mod ferrokinesis_server;
 #[path = "../../../tests/support/free_port.rs"]

@@ -42,7 +42,9 @@ async fn reports_are_one_object_on_one_line() {
     assert_eq!(server.run(&read).await.lines().len(), 10);
     assert_eq!(
         object(&server.run(&listing).await),
-        serde_json::json!({"applications": [{"application": "billing", "stream": "orders"}]})
+        serde_json::json!({"applications": [
+            {"application": "billing", "stream": "orders", "kcl_table": null}
+        ]})
     );
     let status = object(&server.run(&format!("status orders {of_billing} -o json")).await);
     assert_eq!(status["application"], "billing");

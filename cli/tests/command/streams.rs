@@ -134,7 +134,10 @@ async fn unreachable_endpoint_is_reported() {
 async fn completions_name_the_commands() {
     for shell in ["bash", "zsh", "fish"] {
         let script = run(&mut command(&format!("completions {shell}")), "").await;
-        assert!(script.lines().join("\n").contains("exit-at-end"), "{shell}");
+        for option in ["exit-at-end", "kcl-table"] {
+            assert!(script.stdout.contains(option), "{shell}: {option}");
+        }
+        assert_eq!(script.code, Some(0), "{script:?}");
     }
     let version = run(&mut command("--version"), "").await;
     assert_eq!(version.lines(), [format!("kinestream {}", env!("CARGO_PKG_VERSION"))]);
