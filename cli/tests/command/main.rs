@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod applications;
+#[path = "../../../tests/support/certificates.rs"]
+mod certificates;
 mod dynamodb;
 #[path = "../../../tests/support/dynamodb.rs"]
 mod dynamodb_server;

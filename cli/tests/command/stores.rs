@@ -1,13 +1,17 @@
 //! Stores other than a single Redis: a cluster, and a master that sentinels report.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use redis::FromRedisValue;
 use redis::aio::MultiplexedConnection;
 
+use crate::certificates;
 use crate::ferrokinesis_server::put_numbers;
+use crate::free_port::free_port;
 use crate::redis_server::{RedisServer, connect};
 use crate::run::{Server, command, run};
+use crate::server_process::new_folder;
 
 const SLOTS: u16 = 16_384;
 /// Applications whose keys are on both nodes of a cluster of two.
@@ -21,12 +25,13 @@ async fn cluster<T: FromRedisValue>(raw: &mut MultiplexedConnection, words: &[&s
     redis::cmd("CLUSTER").arg(words).query_async(raw).await.unwrap()
 }
 
-/// Starts two nodes of a cluster with half of the slots each.
-async fn two_nodes() -> [RedisServer; 2] {
+/// Starts two nodes of a cluster with half of the slots each. `start` returns a node and its port for
+/// other nodes.
+async fn two_nodes(mut start: impl FnMut() -> (RedisServer, String)) -> [RedisServer; 2] {
     let mut cluster_ports = Vec::new();
     let mut nodes = Vec::new();
     for (first, last) in [(0, SLOTS / 2 - 1), (SLOTS / 2, SLOTS - 1)] {
-        let (node, cluster_port) = RedisServer::cluster_node();
+        let (node, cluster_port) = start();
         let mut raw = connection(&node).await;
         let range = [first, last].map(|slot| slot.to_string());
         cluster::<()>(&mut raw, &["ADDSLOTSRANGE", &range[0], &range[1]]).await;
@@ -49,7 +54,8 @@ async fn two_nodes() -> [RedisServer; 2] {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cluster_is_found_by_one_node_or_several() {
-    let (server, nodes) = (Server::with_orders(1).await, two_nodes().await);
+    let (server, nodes) =
+        (Server::with_orders(1).await, two_nodes(RedisServer::cluster_node).await);
     put_numbers(&server.client, "orders", 0..10).await.unwrap();
     let one = format!("--redis {}", nodes[0].url());
     // Nothing listens on the first port.
@@ -78,6 +84,73 @@ async fn cluster_is_found_by_one_node_or_several() {
             .await
             .lines();
     }
+}
+
+/// Starts a node of a cluster whose clients and nodes use TLS, by the certificates in `folder`. Its
+/// other port, without TLS, is for this test.
+fn tls_node(folder: &Path, tls_port: u16) -> (RedisServer, String) {
+    let cluster_port = free_port();
+    let file = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let node = RedisServer::launched(
+        |port, _folder| {
+            let mut options: Vec<String> = format!(
+                "--port {port} --tls-port {tls_port} --cluster-port {cluster_port} \
+                 --cluster-enabled yes --tls-cluster yes --tls-auth-clients no \
+                 --cluster-announce-hostname localhost --cluster-preferred-endpoint-type hostname \
+                 --user billing on >hunter2 ~* +@all"
+            )
+            .split(' ')
+            .map(str::to_owned)
+            .collect();
+            for (option, name) in
+                [("cert", "server.crt"), ("key", "server.key"), ("ca-cert", "authority.crt")]
+            {
+                options.extend([format!("--tls-{option}-file"), file(name)]);
+            }
+            options
+        },
+        &[],
+    );
+    (node, cluster_port.to_string())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cluster_is_used_over_tls() {
+    let server = Server::with_orders(1).await;
+    put_numbers(&server.client, "orders", 0..10).await.unwrap();
+    let folder = new_folder("certificates");
+    certificates::make(&folder);
+    let tls_ports = [free_port(), free_port()];
+    let mut ports = tls_ports.into_iter();
+    let nodes = two_nodes(|| tls_node(&folder, ports.next().unwrap())).await;
+    let trusting = async |words: &str| {
+        let mut command = server.command(words);
+        run(command.env("SSL_CERT_FILE", folder.join("authority.crt")), "").await
+    };
+    let [one, other] =
+        tls_ports.map(|port| format!("--redis rediss://billing:hunter2@localhost:{port}/"));
+    let both = format!("{one} {other}");
+    for (application, store) in APPLICATIONS.iter().zip([&one, &other, &both, &one]) {
+        let of = format!("--application {application} {store}");
+        let read = trusting(&format!("tail orders --since trim-horizon -n 10 {of}")).await;
+        assert_eq!(read.lines().len(), 10);
+        let status = trusting(&format!("status orders {of}")).await;
+        assert_eq!(status.lines()[2], "workers     none: the application does not run");
+        trusting(&format!("seek orders --to trim-horizon --yes {of}")).await.lines();
+    }
+    for node in &nodes {
+        let mut raw = connection(node).await;
+        let keys: u64 = redis::cmd("DBSIZE").query_async(&mut raw).await.unwrap();
+        assert!(keys > 0, "expected applications on both nodes");
+    }
+    for store in [&one, &both] {
+        let listed = trusting(&format!("status {store}")).await;
+        assert_eq!(listed.lines().len(), 1 + APPLICATIONS.len(), "{listed:?}");
+        let untrusting = server.run(&format!("status {store}")).await;
+        assert!(untrusting.failure().contains("SSL_CERT_FILE"), "{untrusting:?}");
+        assert!(!untrusting.stderr.contains("hunter2"), "{untrusting:?}");
+    }
+    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
