@@ -226,6 +226,15 @@ mod tests {
     }
 
     #[test]
+    fn two_stores_are_refused_with_both_options() {
+        for other in ["--redis redis://a/", "--redis redis://a/ --sentinel-master main"] {
+            let refused = parse(&format!("status --dynamodb kinestream {other}")).unwrap_err();
+            assert!(refused.contains("--dynamodb name different stores; pass one"), "{refused}");
+            assert!(!refused.contains("\n\n\n"), "{refused}");
+        }
+    }
+
+    #[test]
     fn wrong_number_is_refused_in_plain_words() {
         for words in ["tail orders -n -1", "tail orders --last x", "put orders --retries -1"] {
             let refused = parse(words).unwrap_err();

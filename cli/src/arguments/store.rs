@@ -99,7 +99,7 @@ impl FromArgMatches for Store {
 }
 
 fn conflict(option: &str) -> clap::Error {
-    let message = format!("{option} and --dynamodb name different stores; pass one of them\n");
+    let message = format!("{option} and --dynamodb name different stores; pass one of them");
     clap::Error::raw(ErrorKind::ArgumentConflict, message)
 }
 
