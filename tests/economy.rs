@@ -164,13 +164,13 @@ fn record_takes_few_instructions() {
     // clock and the monotonic clock: a process that was suspended must notice it before it delivers
     // another record.
     let bounds = [
-        (Auto, Pull, 100, 4_640.0, 1_840.0),
-        (Auto, Ack, 100, 4_680.0, 1_880.0),
-        (Auto, Pull, 1000, 4_790.0, 1_960.0),
-        (Auto, Pull, 10_000, 6_980.0, 3_570.0),
-        (Json, Pull, 100, 7_520.0, 4_160.0),
-        (Json, Pull, 1000, 10_700.0, 6_200.0),
-        (Json, Pull, 10_000, 41_950.0, 26_070.0),
+        (Auto, Pull, 100, 4_640.0, 1_430.0),
+        (Auto, Ack, 100, 4_680.0, 1_490.0),
+        (Auto, Pull, 1000, 4_790.0, 1_560.0),
+        (Auto, Pull, 10_000, 6_980.0, 3_180.0),
+        (Json, Pull, 100, 7_520.0, 4_080.0),
+        (Json, Pull, 1000, 10_700.0, 6_080.0),
+        (Json, Pull, 10_000, 41_950.0, 25_670.0),
     ];
     for (wire_format, checkpoint_on, record_bytes, of_tests, of_release) in bounds {
         let subject = Subject { wire_format, checkpoint_on, record_bytes };

@@ -94,6 +94,8 @@ impl Worker {
                 self.whole_table_at = Some(Instant::now() + self.whole_table_interval());
             }
             self.handle_response(response);
+            let joined_at = *self.joined_at.get_or_insert_with(Instant::now);
+            self.member_for = asked.monotonic.saturating_duration_since(joined_at);
             self.deps.telemetry.renewed(self.owned.len());
             // Only after the table was applied, since a lost lease must not become valid again. A
             // lease that is still to be restored may go to another worker first.

@@ -44,8 +44,15 @@
 //! - not readable yet: it follows its parents, which are in the table as well;
 //! - read by this worker to the ending position, or to its end if no child waits for its last
 //!   acknowledgements;
-//! - held by another worker, if there is an ending position. Without one, reading is not a job that
-//!   each worker completes, and this worker waits to replace the other one.
+//! - held by another live worker, if there is an ending position. Without one, reading is not a job
+//!   that each worker completes, and this worker waits to replace the other one.
+//!
+//! # Live workers
+//!
+//! A worker that was killed holds its leases until they expire: a job that is started again at once
+//! finds them held. So the holder of a lease counts as live only after this worker has been in the
+//! table for twice the lease duration of the holder. A worker that was dead when this one joined has
+//! expired in the first half of that time, and some worker has removed it in the second.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,7 +63,7 @@ use super::worker::{AppliedListing, Worker};
 use crate::discovery::{ReadRules, is_open};
 use crate::fleet::Assignment;
 use crate::record::ShardId;
-use crate::store::lease::{Lease, LeaseTable};
+use crate::store::lease::{Lease, LeaseTable, WorkerEntry};
 use crate::telemetry::log_line;
 
 /// The time after which a listing is believed although it shows shards as open that have ended.
@@ -180,6 +187,11 @@ impl Worker {
         })
     }
 
+    /// Returns true if another worker reads its shards to the ending position.
+    fn is_reading(&self, holder: &WorkerEntry) -> bool {
+        self.deps.config.is_bounded && self.member_for >= 2 * holder.lease_duration
+    }
+
     /// Returns true if the worker knows the current table, has nothing to change in it, and the
     /// table shows nothing to read.
     fn is_exhausted(&self, now: Instant) -> bool {
@@ -193,20 +205,21 @@ impl Worker {
             && has_nothing_to_read(
                 &self.table,
                 &self.deps.config.rules,
-                self.deps.config.is_bounded,
                 &self.deps.config.worker_id,
+                |holder| self.is_reading(holder),
                 |shard, epoch| self.owned.stream_end(shard, epoch),
             )
     }
 }
 
-/// Returns true if the table shows nothing that worker `me` has to read. `stream_end` returns the
-/// end of the stream of a shard that it holds in an epoch.
+/// Returns true if the table shows nothing that worker `me` has to read. A shard whose holder
+/// `is_reading` is left to that worker. `stream_end` returns the end of the stream of a shard that
+/// `me` holds in an epoch.
 fn has_nothing_to_read(
     table: &LeaseTable,
     rules: &ReadRules,
-    is_bounded: bool,
     me: &Arc<str>,
+    is_reading: impl Fn(&WorkerEntry) -> bool,
     stream_end: impl Fn(&ShardId, u64) -> Option<StreamEnd>,
 ) -> bool {
     let has_waiting_child = |parent: &ShardId| {
@@ -226,9 +239,10 @@ fn has_nothing_to_read(
                 None => true,
             };
         }
-        match lease.holder() {
-            Some(holder) if holder != me && table.workers.contains_key(holder) => !is_bounded,
-            _ => lease.owner.is_some() || rules.may_begin(table, lease),
+        let holder = lease.holder().filter(|holder| *holder != me);
+        match holder.and_then(|holder| table.workers.get(holder)) {
+            Some(holder) => !is_reading(holder),
+            None => lease.owner.is_some() || rules.may_begin(table, lease),
         }
     };
     !table.leases.iter().any(is_left)
@@ -247,10 +261,11 @@ mod tests {
         is_bounded: bool,
         ends: &[(usize, StreamEnd)],
     ) -> bool {
-        has_nothing_to_read(table, rules, is_bounded, &"me".into(), |id, epoch| {
+        let stream_end = |id: &ShardId, epoch| {
             assert_eq!(epoch, 7);
             ends.iter().find(|(number, _)| shard(*number) == *id).map(|(_, end)| *end)
-        })
+        };
+        has_nothing_to_read(table, rules, &"me".into(), |_| is_bounded, stream_end)
     }
 
     fn all() -> ReadRules {

@@ -49,6 +49,10 @@ pub(crate) struct Worker {
     /// in use.
     pub(super) error_reported: bool,
     pub(super) started_at: Instant,
+    /// The time of the first answer after which this worker was in the table.
+    pub(super) joined_at: Option<Instant>,
+    /// The time from then to the last request that the store has answered.
+    pub(super) member_for: Duration,
     /// The time of the first failed exchange since the last successful one.
     pub(super) failing_since: Option<Instant>,
     pub(super) backoff: Backoff,
@@ -149,6 +153,8 @@ impl Worker {
             joined_as: None,
             error_reported: false,
             started_at: now,
+            joined_at: None,
+            member_for: Duration::ZERO,
             failing_since: None,
             backoff: Backoff::new(EXCHANGES.capped(deps.config.lease_duration / 3)),
             renew_at: now,

@@ -158,4 +158,11 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         wrong: "self.fetch_state.end_at_tip().await? {\n",
         breaks: &["bounds::endings::record_of_a_discarded_response_at_the_tip_is_fetched_again"],
     },
+    Mistake {
+        what: "a job leaves shards to a worker that was killed before its start",
+        file: "fleet/exhaustion.rs",
+        right: "self.member_for >= 2 * holder.lease_duration",
+        wrong: "self.member_for >= Duration::ZERO",
+        breaks: &["bounds::jobs::job_that_is_started_again_after_a_kill_reads_the_rest"],
+    },
 ];

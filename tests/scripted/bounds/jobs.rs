@@ -95,6 +95,24 @@ async fn shards_of_a_worker_that_dies_are_read_by_the_others() {
     assert_eq!(rest(&mut again.records()).await, NOTHING, "the job is complete");
 }
 
+/// Until its leases expire, the killed worker seems to read all shards.
+#[tokio::test(start_paused = true)]
+async fn job_that_is_started_again_after_a_kill_reads_the_rest() {
+    for pause in [0, 1, 8, 9, 10] {
+        let (fleet, end) = job(2).await;
+        let first = start(&fleet, "first", end, SECOND);
+        sleep(20 * SECOND).await;
+        first.reading.abort();
+        drop(first);
+        sleep(pause * SECOND).await;
+        let second = builder(&fleet, "second", end).build().unwrap();
+        let read = rest(&mut second.records()).await.len();
+        // The first worker has read 21 records at most.
+        assert!(read >= 179, "{read} records were read by a job started {pause} s after the kill");
+        second.close().await.unwrap();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn worker_that_takes_a_reached_shard_reaches_the_ending_at_once() {
     let (fleet, end) = job(4).await;
