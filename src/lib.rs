@@ -34,7 +34,7 @@
 //! # Installation
 //!
 //! ```sh
-//! cargo add kinestream futures
+//! cargo add kinestream anyhow futures
 //! cargo add aws-sdk-kinesis --no-default-features --features default-https-client,rt-tokio
 //! cargo add aws-config --no-default-features --features default-https-client,rt-tokio
 //! cargo add tokio --features macros,rt-multi-thread
