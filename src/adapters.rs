@@ -196,6 +196,7 @@ pub trait RecordStreamExt: TryStream<Ok: AsRef<Record>> {
     ///
     /// Panics if `limit` is 0.
     #[doc(alias("parallelization factor", "concurrency", "order per key"))]
+    #[track_caller]
     fn buffer_by_key<Fut, T, E, F>(self, limit: usize, f: F) -> BufferByKey<Self, F, Fut>
     where
         Self: Sized,
@@ -258,6 +259,7 @@ pub trait RecordStreamExt: TryStream<Ok: AsRef<Record>> {
     /// Panics if `max` is 0. The stream panics if it is polled outside a tokio runtime with time
     /// enabled.
     #[doc(alias("chunks", "chunks_timeout", "buffer by time"))]
+    #[track_caller]
     fn batches(self, max: usize, max_age: Duration) -> Batches<Self>
     where
         Self: Sized,

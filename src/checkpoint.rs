@@ -202,7 +202,11 @@ impl FromStr for Checkpoint {
         };
         parsed.ok_or_else(|| {
             let shown: String = text.chars().take(60).collect();
-            Error::new(ErrorKind::StoreCorrupt, format!("{shown:?} is not a checkpoint"))
+            let message = format!(
+                "{shown:?} is not a checkpoint; expected a text such as TRIM_HORIZON or \
+                 AFTER_SEQUENCE_NUMBER:49590338"
+            );
+            Error::new(ErrorKind::StoreCorrupt, message)
         })
     }
 }
@@ -269,7 +273,8 @@ mod tests {
 
         #[test]
         fn other_text_is_rejected(text in ".{0,200}") {
-            prop_assert!(text.parse::<Checkpoint>().is_err());
+            let error = text.parse::<Checkpoint>().unwrap_err().to_string();
+            prop_assert!(error.contains("expected a text such as TRIM_HORIZON"), "{}", error);
         }
 
         #[test]

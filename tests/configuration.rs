@@ -2,12 +2,16 @@
 // Tests and their helpers report failures by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::{BehaviorVersion, Config, Region};
+use futures::stream;
 use kinestream::{
-    Checkpoint, Consumer, ConsumerBuilder, ErrorKind, MemoryBudget, ShardPosition, StartingPosition,
+    Checkpoint, Consumer, ConsumerBuilder, ErrorKind, MemoryBudget, RecordStreamExt, Result,
+    ShardPosition, StartingPosition,
 };
 
 fn client() -> Client {
@@ -176,7 +180,8 @@ fn invalid_stream_name_is_rejected_and_an_arn_is_accepted() {
         let error = Consumer::builder(client(), stream).build().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Configuration);
         let text = error.to_string();
-        assert!(text.contains(&format!("stream is {stream:?}, but must be a name")), "{text}");
+        let start = format!("stream is {stream:?}, but must be a name");
+        assert!(text.starts_with(&start), "expected no such stream as context: {text}");
     }
     Consumer::builder(client(), ARN).build().unwrap();
 }
@@ -212,4 +217,21 @@ fn client_of_the_region_of_the_arn_or_with_a_custom_endpoint_is_accepted() {
     Consumer::builder(client, ARN).build().unwrap();
     let local = client_in("us-east-1").endpoint_url("http://localhost:4566").build();
     Consumer::builder(Client::from_conf(local), ARN).build().unwrap();
+}
+
+/// The limits of the adapters are checked by a panic, which names the line of the caller.
+#[test]
+fn adapter_without_room_panics_at_the_line_of_the_caller() {
+    let files = Arc::new(Mutex::new(Vec::new()));
+    let panicked = Arc::clone(&files);
+    set_hook(Box::new(move |panic| {
+        panicked.lock().unwrap().push(panic.location().unwrap().file().to_owned());
+    }));
+    let records = || stream::empty::<Result<kinestream::Record>>();
+    let second = Duration::from_secs(1);
+    let _panic = catch_unwind(AssertUnwindSafe(|| drop(records().batches(0, second)))).unwrap_err();
+    let by_key = || drop(records().buffer_by_key(0, async |_| Ok::<_, kinestream::Error>(())));
+    let _panic = catch_unwind(AssertUnwindSafe(by_key)).unwrap_err();
+    let _hook = take_hook();
+    assert_eq!(*files.lock().unwrap(), [file!(), file!()]);
 }

@@ -64,6 +64,7 @@ struct BatchTimer {
 }
 
 impl<S: TryStream> Batches<S> {
+    #[track_caller]
     pub(super) fn new(stream: S, max: usize, max_age: Duration) -> Self {
         assert!(max > 0, "max of batches must be at least 1");
         let timer = BatchTimer { max_age, deadline: None, sleep: None };

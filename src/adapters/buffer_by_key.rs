@@ -94,6 +94,7 @@ impl<S, F, Fut> BufferByKey<S, F, Fut>
 where
     S: TryStream,
 {
+    #[track_caller]
     pub(super) fn new(stream: S, limit: usize, f: F) -> Self {
         assert!(limit > 0, "limit of buffer_by_key must be at least 1");
         let handlers = Handlers {

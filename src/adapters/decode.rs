@@ -155,14 +155,16 @@ impl<E: fmt::Display, D: fmt::Display> fmt::Display for DecodeError<E, D> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stream(error) => error.fmt(formatter),
-            // The alternate form of `anyhow::Error` contains its causes.
-            Self::Undecodable { record, cause } => write!(
-                formatter,
-                "stream {}, shard {}: record {} was not decoded: {cause:#}",
-                record.stream(),
-                record.shard_id(),
-                record.sequence_number(),
-            ),
+            Self::Undecodable { record, cause } => {
+                let (stream, shard) = (record.stream(), record.shard_id());
+                let number = record.sequence_number();
+                write!(formatter, "stream {stream}, shard {shard}: record {number}")?;
+                if record.is_inner || record.sub_sequence_number > 0 {
+                    write!(formatter, ", user record {},", record.sub_sequence_number)?;
+                }
+                // The alternate form of `anyhow::Error` contains its causes.
+                write!(formatter, " was not decoded: {cause:#}")
+            }
         }
     }
 }
@@ -256,7 +258,9 @@ mod tests {
         let fixture = RecordFixture { acks: Arc::clone(&acks), ..RecordFixture::default() };
         let record = |number, data| RecordFixture { number, ..fixture.clone() }.record(data);
         let failed = crate::Error::new(ErrorKind::Rejected, "no");
-        let items = [Ok(record(0, b"7")), Ok(record(1, b"x")), Err(failed), Ok(record(2, b"9"))];
+        let user = Record { sub_sequence_number: 5, ..record(3, b"x") };
+        let items =
+            [Ok(record(0, b"7")), Ok(record(1, b"x")), Ok(user), Err(failed), Ok(record(2, b"9"))];
         let mut numbers = stream::iter(items).decode(number);
         let mut next = || numbers.next().now_or_never().unwrap();
 
@@ -273,6 +277,11 @@ mod tests {
         assert_eq!((record.data(), acks.numbers()), (&b"x"[..], vec![0]));
         record.ack();
         assert_eq!(acks.numbers(), [0, 1]);
+
+        let error = next().unwrap().unwrap_err();
+        let text = "stream orders, shard shardId-000000000000: record 3, user record 5, was not \
+                    decoded: not a number: invalid digit found in string";
+        assert_eq!(error.to_string(), text);
 
         let error = next().unwrap().unwrap_err();
         assert!(

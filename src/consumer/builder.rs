@@ -525,7 +525,8 @@ impl ConsumerBuilder {
         let wire_format = self.settings.wire_format;
         let kinesis = StreamClient::new(self.client.clone(), &self.stream, wire_format);
         check_stream(&self.stream)
-            .and_then(|()| check_application(&self.application))
+            .map_err(|message| Error::new(ErrorKind::Configuration, message))?;
+        check_application(&self.application)
             .and_then(|()| self.settings.check())
             .and_then(|()| self.check_region())
             .map_err(|message| {
