@@ -4,9 +4,9 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt, future};
 use kinestream::testing::{Call, Kinesis, Outcome};
-use kinestream::{CheckpointOn, Consumer, ConsumerBuilder};
+use kinestream::{CheckpointOn, Consumer, ConsumerBuilder, RecordStreamExt};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
@@ -73,6 +73,55 @@ async fn worker_is_ready_while_another_one_leaves() {
             assert_eq!(watching.await.unwrap(), [""; 0], "{shards} shards, closes: {closes}");
             fleet.assert_shares(&[("b", shards)]).await;
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn worker_is_ready_while_another_one_joins() {
+    for (shards, shares) in [(1, &[("a", 1)][..]), (4, &[("a", 2), ("b", 2)])] {
+        let fleet = Fleet::new(shards);
+        let _puts = fleet.put_continuously(Duration::from_millis(200));
+        let first = fleet.start("a");
+        sleep(20 * SECOND).await;
+        let watching = watch(&first.consumer);
+        sleep(SECOND).await;
+        let second = fleet.start("b");
+        sleep(20 * SECOND).await;
+        let watching_second = watch(&second.consumer);
+        assert_eq!(watching.await.unwrap(), [""; 0], "{shards} shards");
+        assert_eq!(watching_second.await.unwrap(), [""; 0], "{shards} shards");
+        fleet.assert_shares(shares).await;
+    }
+}
+
+/// One handler hangs, and the caller handles the records of other keys.
+#[tokio::test(start_paused = true)]
+async fn record_that_is_never_acknowledged_makes_a_consumer_unready() {
+    for on in [CheckpointOn::Pull, CheckpointOn::Ack] {
+        let (kinesis, orders) = orders(1);
+        let consumer = consumer(&kinesis).checkpoint_on(on).build().unwrap();
+        let handled = consumer.records().buffer_by_key(4, async |record| {
+            if record.data() == b"0" {
+                future::pending::<()>().await;
+            }
+            record.ack();
+            Ok::<_, kinestream::Error>(())
+        });
+        let reading = tokio::spawn(handled.try_for_each(future::ok));
+        for number in 0..320 {
+            orders.shard(0).put_as(&format!("customer-{number}"), number.to_string());
+            sleep(SECOND).await;
+            let expected = match number {
+                20..50 => (true, true),
+                70..290 => (false, true),
+                310.. => (false, false),
+                _ => continue,
+            };
+            let health = consumer.health();
+            assert_eq!((health.is_ready(), health.is_live()), expected, "{on:?}: {health:?}");
+            assert_eq!(health.silent_for, None, "{on:?}: the caller polls on");
+        }
+        reading.abort();
     }
 }
 
