@@ -172,6 +172,22 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         ],
     },
     Mistake {
+        what: "a worker without a shard is not ready",
+        file: "consumer/health.rs",
+        right: "            && self.since_poll.is_some()\n",
+        wrong: "            && self.since_poll.is_some()\n            && self.leases_held > 0\n",
+        breaks: &["operations::readiness::worker_is_ready_while_another_one_leaves"],
+    },
+    Mistake {
+        what: "a caller that polls on is ready whatever record it holds",
+        file: "consumer/health.rs",
+        right: "held.max(self.silent_for.unwrap_or_default())",
+        wrong: "if self.silent_for.is_some() { held } else { held.min(READY_LIMIT / 2) }",
+        breaks: &[
+            "operations::readiness::record_that_is_never_acknowledged_makes_a_consumer_unready",
+        ],
+    },
+    Mistake {
         what: "a consumer that fetches nothing is ready",
         file: "consumer/health.rs",
         right: "self.failing_for.is_none_or(|time| time < limit)",

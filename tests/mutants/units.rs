@@ -114,4 +114,57 @@ pub(crate) const MISTAKES: &[Mistake] = &[
             "checkpoint::watermark::tests::passed_position_is_dropped_if_later_records_are_acknowledged_with_those_before_it",
         ],
     },
+    Mistake {
+        what: "the adapter by key runs one handler more than its limit",
+        file: "adapters/buffer_by_key.rs",
+        right: "self.running.len() < self.limit\n",
+        wrong: "self.running.len() <= self.limit\n",
+        breaks: &["adapters::buffer_by_key::tests::every_schedule_keeps_order_limits_and_wakes"],
+    },
+    Mistake {
+        what: "a panicking handler of the adapter by key keeps its key",
+        file: "adapters/buffer_by_key.rs",
+        right: "        self.queue.finish(key);\n        match outcome {",
+        wrong: "        if outcome.is_ok() {\n self.queue.finish(key);\n }\n        match outcome {",
+        breaks: &["adapters::buffer_by_key::tests::every_schedule_keeps_order_limits_and_wakes"],
+    },
+    Mistake {
+        what: "errors of the stream starve the handlers of the adapter by key",
+        file: "adapters/buffer_by_key.rs",
+        right: "if std::mem::take(this.has_failed)\n",
+        wrong: "if std::mem::take(this.has_failed) && false\n",
+        breaks: &["adapters::buffer_by_key::tests::errors_without_end_do_not_starve_a_handler"],
+    },
+    Mistake {
+        what: "a key of the adapter by key that has just had its turn is the next one",
+        file: "adapters/key_queue.rs",
+        right: "self.ready.push_back((key, record))",
+        wrong: "self.ready.push_front((key, record))",
+        breaks: &[
+            "adapters::key_queue::tests::records_start_in_order_one_per_key_and_keys_take_turns",
+        ],
+    },
+    Mistake {
+        what: "an error of the stream overtakes the records of the batch before it",
+        file: "adapters/batches.rs",
+        right: "let Some(batch) = collector.take() else {",
+        wrong: "let Some(batch) = collector.take().filter(|_| false) else {",
+        breaks: &["adapters::batches::tests::every_schedule_yields_the_batches_of_the_model"],
+    },
+    Mistake {
+        what: "a batch waits for twice its time",
+        file: "adapters/batches.rs",
+        right: "checked_add(self.max_age)",
+        wrong: "checked_add(self.max_age.saturating_mul(2))",
+        breaks: &["adapters::batches::tests::every_schedule_yields_the_batches_of_the_model"],
+    },
+    Mistake {
+        what: "a batch that is due waits for a poll of the stream",
+        file: "adapters/batches.rs",
+        right: "        if collector.is_due() {\n            return Poll::Ready(collector.take().map(Ok));\n        }\n        for _ in",
+        wrong: "        for _ in",
+        breaks: &[
+            "adapters::batches::tests::batch_that_is_due_is_yielded_without_a_poll_of_the_stream",
+        ],
+    },
 ];
