@@ -96,6 +96,7 @@ mod losses {
     mod clock_skew;
     mod lagging_readers;
     mod loss_detection;
+    mod quiet_shards;
     pub(crate) mod refused_sequence_numbers;
     pub(crate) mod retention;
     pub(crate) mod sparse_shards;

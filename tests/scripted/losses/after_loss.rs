@@ -5,10 +5,11 @@ use std::time::Duration;
 use futures::StreamExt;
 use kinestream::testing::Outcome;
 use kinestream::{MemoryStore, OnTrimmed};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::losses::retention::{HOUR, gaps, numbers, stop_after};
+use crate::losses::retention::{HOUR, gaps, numbers, read_three_and_lose_two, sources, stop_after};
 use crate::losses::sparse_shards::{sparse_shard, stored_after, stored_in_gap};
+use crate::store::recording_store::RecordingStore;
 use crate::{consumer, number, orders};
 
 /// The retention period is lowered, and the oldest retained record is about to be trimmed. Events
@@ -99,5 +100,85 @@ async fn loss_that_grows_before_the_next_record_is_reported_once() {
         orders.shard(0).trim(2);
         numbers(&mut records, 2..3).await;
         assert_eq!(gaps(&mut events), [], "{placement}");
+    }
+}
+
+/// The decision of `Latest` to skip records holds for later starts, until a record is finished.
+#[tokio::test(start_paused = true)]
+async fn records_after_those_skipped_by_latest_are_read_after_a_restart() {
+    for source in 0..2 {
+        for accepted in [false, true] {
+            for away in [0, 1, 30] {
+                let (kinesis, orders) = orders(1);
+                kinesis.set_trimmed_numbers_accepted(accepted);
+                kinesis.set_retention(48 * HOUR);
+                let builder = sources(&kinesis)[source].clone().on_trimmed(OnTrimmed::Latest);
+                let builder = builder.store(RecordingStore::default());
+                let last = read_three_and_lose_two(&kinesis, &orders, builder.clone()).await;
+                sleep(HOUR).await;
+                let case = format!("source {source}, accepted: {accepted}, away for {away} h");
+                // The skipped records are retained for another 48 hours, and a restart reports them
+                // again. With enhanced fan-out, the stored position is after them.
+                let left_out = |is_kept: bool| Vec::from_iter(is_kept.then(|| Some(last.clone())));
+                for expected in [left_out(true), left_out(source == 0)] {
+                    let reader = builder.clone().build().unwrap();
+                    let mut events = reader.events();
+                    let mut records = reader.records();
+                    let quiet = timeout(Duration::from_secs(300), records.next()).await;
+                    assert!(quiet.is_err(), "{case}: {quiet:?}");
+                    assert_eq!(gaps(&mut events), expected, "{case}");
+                    drop(records);
+                    reader.close().await.unwrap();
+                    sleep(away * HOUR).await;
+                }
+                orders.shard(0).put("7");
+                let reader = builder.build().unwrap();
+                let mut events = reader.events();
+                let mut records = reader.records();
+                numbers(&mut records, 7..8).await;
+                assert_eq!(gaps(&mut events), left_out(source == 0 && away < 30), "{case}");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn second_loss_is_reported_after_the_first() {
+    for source in 0..2 {
+        for accepted in [false, true] {
+            for policy in [OnTrimmed::TrimHorizon, OnTrimmed::Latest] {
+                let (kinesis, orders) = orders(1);
+                kinesis.set_trimmed_numbers_accepted(accepted);
+                kinesis.set_retention(24 * HOUR);
+                let builder = sources(&kinesis)[source].clone().on_trimmed(policy);
+                let builder = builder.store(RecordingStore::default());
+                let last = read_three_and_lose_two(&kinesis, &orders, builder.clone()).await;
+                orders.shard(0).trim(7);
+                let mut read = Vec::new();
+                for _start in 0..2 {
+                    let reader = builder.clone().build().unwrap();
+                    let mut events = reader.events();
+                    let mut records = reader.records();
+                    if let Ok(Some(Ok(record))) =
+                        timeout(Duration::from_secs(300), records.next()).await
+                    {
+                        read.push(number(&record));
+                    }
+                    let case = format!("source {source}, accepted: {accepted}, {policy:?}");
+                    // With enhanced fan-out, the position advances while the shard is quiet.
+                    let reported = gaps(&mut events);
+                    assert_eq!(reported.len(), 1, "{case}");
+                    assert!(reported[0] >= Some(last.clone()), "{case}: {reported:?}");
+                    drop(records);
+                    reader.close().await.unwrap();
+                    orders.shard(0).put("7");
+                    sleep(30 * HOUR).await;
+                    orders.shard(0).put("8");
+                    sleep(HOUR).await;
+                }
+                let oldest = if policy == OnTrimmed::Latest { vec![] } else { vec![8] };
+                assert_eq!(read, oldest);
+            }
+        }
     }
 }

@@ -3,12 +3,116 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use kinestream::OnTrimmed;
 use kinestream::testing::Outcome;
+use kinestream::{OnTrimmed, SequenceNumber};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::losses::retention::{HOUR, calls_while_behind, gaps, numbers};
+use crate::losses::retention::{HOUR, gaps, numbers};
 use crate::{calls, consumer, next, number, orders};
+
+/// The state of the reader's retention period lookup while retention overtakes the reader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Summary {
+    /// The period ends at the position.
+    Known,
+    Denied,
+    Throttled,
+    /// The period has just been lowered.
+    Lowered,
+}
+
+/// Reads two records that are more than a day old, and then the next four are trimmed. Returns the
+/// number of the next record, the reported gaps, and the sequence number of the last read record.
+async fn overtaken_while_behind(
+    source: usize,
+    accepted: bool,
+    summary: Summary,
+) -> (usize, Vec<Option<SequenceNumber>>, SequenceNumber) {
+    let (kinesis, orders) = orders(1);
+    kinesis.set_trimmed_numbers_accepted(accepted);
+    kinesis.set_event_records(2);
+    kinesis.set_retention(if summary == Summary::Lowered { 48 } else { 30 } * HOUR);
+    let oldest = kinesis.now() - 30 * HOUR + Duration::from_secs(300);
+    for number in 0..10 {
+        let later = if number < 6 || summary != Summary::Lowered { Duration::ZERO } else { HOUR };
+        let arrival = oldest + Duration::from_secs(number) + later;
+        orders.shard(0).put_at(arrival, number.to_string());
+    }
+    let builder = consumer(&kinesis).on_trimmed(OnTrimmed::TrimHorizon).prefetch(0).limit(2);
+    let builder = if source == 0 { builder } else { builder.fan_out("billing") };
+    let reader = builder.build().unwrap();
+    let mut events = reader.events();
+    let mut records = reader.records();
+    numbers(&mut records, 0..2).await;
+    let mut throttled = 0;
+    kinesis.on_call(move |call| match (call.operation.as_str(), summary) {
+        ("DescribeStreamSummary", Summary::Denied) => crate::denied(),
+        ("DescribeStreamSummary", Summary::Throttled) if throttled < 3 => {
+            throttled += 1;
+            Outcome::failed(400, "LimitExceededException", "too many")
+        }
+        _ => Outcome::Served,
+    });
+    match summary {
+        Summary::Lowered => kinesis.set_retention(29 * HOUR),
+        _ => orders.shard(0).trim(6),
+    }
+    let number = number(&next(&mut records).await);
+    (number, gaps(&mut events), orders.shard(0).sequence_numbers()[1].clone())
+}
+
+#[tokio::test(start_paused = true)]
+async fn lagging_reader_reports_the_loss_with_or_without_the_period() {
+    for source in 0..2 {
+        for accepted in [false, true] {
+            for summary in [Summary::Known, Summary::Denied, Summary::Throttled, Summary::Lowered] {
+                let (number, gaps, last) = overtaken_while_behind(source, accepted, summary).await;
+                let case = format!("source {source}, accepted: {accepted}, {summary:?}");
+                assert_eq!((number, gaps), (6, vec![Some(last)]), "{case}");
+            }
+        }
+    }
+}
+
+/// Returns the number of calls and the time that a reader with this lag needs for 200 records of a
+/// stream that retains records for a week. Its lookups of the retention period have the outcome
+/// `lookup`.
+async fn calls_while_behind(source: usize, lag: Duration, lookup: Outcome) -> (usize, Duration) {
+    let (kinesis, orders) = orders(1);
+    kinesis.set_retention(168 * HOUR);
+    kinesis.set_event_records(2);
+    let oldest = kinesis.now() - lag;
+    for number in 0..200 {
+        orders.shard(0).put_at(oldest + Duration::from_secs(number), number.to_string());
+    }
+    let builder = consumer(&kinesis).limit(2);
+    let builder = if source == 0 { builder } else { builder.fan_out("billing") };
+    let reader = builder.build().unwrap();
+    let mut records = reader.records();
+    numbers(&mut records, 0..1).await;
+    let (first, began) = (kinesis.call_count(), Instant::now());
+    kinesis.next_calls("DescribeStreamSummary", usize::MAX, lookup);
+    numbers(&mut records, 1..200).await;
+    (kinesis.calls_from(first).len(), began.elapsed())
+}
+
+#[tokio::test(start_paused = true)]
+async fn loss_check_costs_calls_only_from_a_lag_of_one_day() {
+    let (less, _) = calls_while_behind(0, 23 * HOUR, Outcome::Served).await;
+    // Not within minutes of a whole hour, at which a lowered period may end.
+    let far = 100 * HOUR + HOUR / 2;
+    let (more, _) = calls_while_behind(0, far, Outcome::Served).await;
+    assert!(less <= 101, "{less} calls");
+    assert!(
+        more <= 4 * 101,
+        "{more} calls: one iterator per response, with the last read record first"
+    );
+    for lag in [23 * HOUR, far] {
+        let (calls, time) = calls_while_behind(1, lag, Outcome::Served).await;
+        assert!(calls <= 3, "{calls} calls at a lag of {lag:?}");
+        assert!(time < Duration::from_secs(2), "{time:?} at a lag of {lag:?}");
+    }
+}
 
 /// The last read record and the oldest retained one arrived 55 s apart. The retention period is
 /// lowered just after a reader has looked it up.
