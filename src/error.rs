@@ -1,5 +1,6 @@
 //! The error type of the crate, and the classification of failed calls.
 
+mod classified;
 mod panic;
 mod reporter;
 mod retry_action;
@@ -10,11 +11,14 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
+#[cfg(feature = "dynamodb")]
+pub(crate) use classified::missing_setting;
+pub(crate) use classified::{ClassifiedError, date_of};
 pub(crate) use panic::{Panic, TOLERATED_PANICS, contain, contain_call};
 pub(crate) use reporter::ErrorReporter;
-pub(crate) use retry_action::{ClassifiedError, RetryAction, date_of};
+pub(crate) use retry_action::RetryAction;
 #[cfg(feature = "dynamodb")]
-pub(crate) use retry_action::{denial_advice, missing_setting};
+pub(crate) use retry_action::denial_advice;
 pub use shard_id::ShardId;
 pub(crate) use shared::{ErrorKindSet, SharedFailures};
 
