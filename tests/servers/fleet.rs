@@ -1,8 +1,8 @@
 //! A fleet of worker processes that are killed, suspended and stopped, while the server of its store
-//! restarts: Redis with and without its data, PostgreSQL or DynamoDB.
+//! restarts: Redis with and without its data, PostgreSQL, or DynamoDB in both layouts.
 //!
-//! `FLEET_SECONDS` sets the duration in seconds; the defaults of 60 for Redis, 40 for DynamoDB and 30
-//! for PostgreSQL suit a run of all tests.
+//! `FLEET_SECONDS` sets the duration in seconds; the defaults of 60 for Redis, 30 for PostgreSQL and
+//! 30 for each layout of DynamoDB suit a run of all tests.
 //! `FLEET_SEED` sets the seed of the faults; the default is random.
 
 mod server;
@@ -20,11 +20,17 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 
+#[cfg(feature = "dynamodb")]
+use self::server::Layout;
 use self::server::Server;
 use self::tally::{FleetTally, assert_epochs_held, now};
+#[cfg(all(feature = "dynamodb", feature = "testing"))]
+use crate::dynamodb_kcl_layout::create_lease_table;
 #[cfg(feature = "dynamodb")]
 use crate::dynamodb_server::DynamoDbServer;
 use crate::ferrokinesis_server::{client_of, create_stream, put_numbers, start_kinesis};
+#[cfg(all(feature = "dynamodb", feature = "testing"))]
+use crate::kcl::{LeaseTable, Watch};
 #[cfg(feature = "testing")]
 use crate::postgres_server::PostgresServer;
 use crate::redis_server::RedisServer;
@@ -251,7 +257,19 @@ async fn fleet_on_postgres_with_faults_loses_no_record() {
 #[tokio::test(flavor = "multi_thread")]
 async fn fleet_on_dynamodb_with_faults_loses_no_record() {
     let (server, _store) = DynamoDbServer::with_table().await;
-    loses_no_record(Server::DynamoDb(server), 40).await;
+    loses_no_record(Server::DynamoDb(server, Layout::Own), 30).await;
+}
+
+/// A KCL can read the lease table at any moment, and its rows never move back.
+#[cfg(all(feature = "dynamodb", feature = "testing"))]
+#[tokio::test(flavor = "multi_thread")]
+async fn fleet_on_a_kcl_table_with_faults_loses_no_record() {
+    let (server, _store) = DynamoDbServer::with_table().await;
+    let table = LeaseTable { client: server.client(), name: "leases".to_owned() };
+    create_lease_table(&table.client, &table.name).await;
+    let watch = Watch::start(&table);
+    loses_no_record(Server::DynamoDb(server, Layout::Kcl("leases")), 30).await;
+    watch.end().await;
 }
 
 async fn loses_no_record(server: Server, seconds: u64) {

@@ -10,3 +10,6 @@ mod requests;
 mod rows;
 mod watch;
 mod world;
+
+pub(crate) use requests::LeaseTable;
+pub(crate) use watch::Watch;

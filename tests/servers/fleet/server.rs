@@ -22,8 +22,22 @@ pub(super) enum Server {
     #[cfg(feature = "testing")]
     Postgres(PostgresServer),
     #[cfg(feature = "dynamodb")]
-    DynamoDb(DynamoDbServer),
+    DynamoDb(DynamoDbServer, Layout),
 }
+
+/// The place of the positions in DynamoDB.
+#[cfg(feature = "dynamodb")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// The table of the store.
+    Own,
+    /// The lease table of a KCL, of this name.
+    Kcl(&'static str),
+}
+
+/// The parameter of a URL that names the lease table of a KCL.
+#[cfg(feature = "dynamodb")]
+const KCL_TABLE: &str = "?kcl_table=";
 
 impl Server {
     pub(super) fn url(&self) -> String {
@@ -32,7 +46,11 @@ impl Server {
             #[cfg(feature = "testing")]
             Self::Postgres(server) => server.url(),
             #[cfg(feature = "dynamodb")]
-            Self::DynamoDb(server) => server.url(),
+            Self::DynamoDb(server, Layout::Own) => server.url(),
+            #[cfg(feature = "dynamodb")]
+            Self::DynamoDb(server, Layout::Kcl(table)) => {
+                format!("{}{KCL_TABLE}{table}", server.url())
+            }
         }
     }
 
@@ -42,7 +60,7 @@ impl Server {
             #[cfg(feature = "testing")]
             Self::Postgres(server) => server.kill(),
             #[cfg(feature = "dynamodb")]
-            Self::DynamoDb(server) => server.kill(),
+            Self::DynamoDb(server, _) => server.kill(),
         }
     }
 
@@ -52,7 +70,7 @@ impl Server {
             #[cfg(feature = "testing")]
             Self::Postgres(server) => server.restart(),
             #[cfg(feature = "dynamodb")]
-            Self::DynamoDb(server) => server.restart(),
+            Self::DynamoDb(server, _) => server.restart(),
         }
     }
 
@@ -65,8 +83,15 @@ impl Server {
         }
         #[cfg(feature = "dynamodb")]
         if url.starts_with("http:") {
-            let client = dynamodb_server::client_of(url);
-            return Some(Arc::new(DynamoDbStore::new(client, TABLE)));
+            let (url, kcl_table) = match url.split_once(KCL_TABLE) {
+                Some((url, table)) => (url, Some(table)),
+                None => (url, None),
+            };
+            let store = DynamoDbStore::new(dynamodb_server::client_of(url), TABLE);
+            return Some(match kcl_table {
+                Some(table) => Arc::new(store.kcl_table(table)),
+                None => Arc::new(store),
+            });
         }
         Some(Arc::new(RedisStore::connect(url).await.ok()?))
     }

@@ -1,6 +1,8 @@
 //! A watch over the lease table: what must never happen to a row.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -11,6 +13,8 @@ use super::requests::{Lease, LeaseTable};
 /// Watches the table until it is ended.
 pub(crate) struct Watch {
     task: JoinHandle<()>,
+    /// True once a row was seen twice.
+    has_compared: Arc<AtomicBool>,
 }
 
 /// The progress of a row: unread, at a user record, or ended.
@@ -26,14 +30,17 @@ fn progress(lease: &Lease) -> Progress {
 }
 
 impl Watch {
+    /// Starts to watch. The server may be unreachable at times.
     pub(crate) fn start(table: &LeaseTable) -> Self {
-        let table = table.clone();
+        let (table, has_compared) = (table.clone(), Arc::new(AtomicBool::new(false)));
+        let compared = Arc::clone(&has_compared);
         let task = tokio::spawn(async move {
             let mut before: HashMap<String, Lease> = HashMap::new();
             let mut owners: HashMap<(String, u64), String> = HashMap::new();
             loop {
-                for lease in table.scan().await {
+                for lease in table.try_scan().await.unwrap_or_default() {
                     if let Some(known) = before.get(&lease.key) {
+                        compared.store(true, Ordering::Relaxed);
                         let what = format!("{known:?} became {lease:?}");
                         assert!(progress(&lease) >= progress(known), "moved back: {what}");
                         assert!(lease.counter >= known.counter, "the counter fell: {what}");
@@ -55,7 +62,7 @@ impl Watch {
                 sleep(Duration::from_millis(25)).await;
             }
         });
-        Self { task }
+        Self { task, has_compared }
     }
 
     /// Ends the watch. Fails if a rule was broken.
@@ -66,5 +73,6 @@ impl Watch {
         {
             std::panic::resume_unwind(error.into_panic());
         }
+        assert!(self.has_compared.load(Ordering::Relaxed), "expected rows to watch");
     }
 }
