@@ -50,14 +50,14 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         file: "discovery/changes.rs",
         right: "let left_behind = if self.forgets_finished_shards {",
         wrong: "let left_behind = if self.forgets_finished_shards && false {",
-        breaks: &["kcl::rows::finished_shards_without_rows_are_not_read_again"],
+        breaks: &["kcl::deleted::finished_shards_without_rows_are_not_read_again"],
     },
     Mistake {
         what: "KCL: a lease without a row is unread",
         file: "store/dynamodb/kcl/reads.rs",
         right: "let is_finished = ancestors.contains(shard);",
         wrong: "let is_finished = ancestors.contains(shard) && false;",
-        breaks: &["kcl::rows::finished_shards_without_rows_are_not_read_again"],
+        breaks: &["kcl::deleted::finished_shards_without_rows_are_not_read_again"],
     },
     Mistake {
         what: "KCL: a note counts after a KCL has moved the position",

@@ -3,6 +3,7 @@
 //! The KCL is one of our own, [`fake`], which sends the requests that a KCL sends. No real KCL takes
 //! part.
 
+mod deleted;
 mod fake;
 mod ledger;
 mod moves;

@@ -1,8 +1,7 @@
-//! Single rows: those that a KCL has deleted, that cannot be read, and of other streams.
+//! Single rows: of ended shards, those that cannot be read, and those of other streams.
 
 use std::time::Duration;
 
-use aws_sdk_dynamodb::types::AttributeValue;
 use futures::StreamExt;
 use kinestream::store::lease::{
     FencedSave, HeartbeatRequest, HeartbeatResponse, LeaseStore, Membership,
@@ -13,87 +12,11 @@ use tokio::time::{sleep, timeout};
 
 use super::fake::{FakeKcl, Version};
 use super::requests::{Item, Lease};
-use super::world::{LEASE, World};
+use super::world::{LEASE, LIMIT, World, row, string};
 use crate::dynamodb_faults::{adding, asking, lease};
 use crate::lease_access::LeaseAccess;
 use crate::redis_refusals::Log;
 use crate::redis_store::{scope, shard};
-
-const LIMIT: Duration = Duration::from_secs(20);
-
-fn string(text: &str) -> AttributeValue {
-    AttributeValue::S(text.to_owned())
-}
-
-/// Returns the row of a lease without an owner.
-fn row(key: &str, checkpoint: &str) -> Item {
-    let number = || AttributeValue::N("0".to_owned());
-    let attributes = [
-        ("leaseKey", string(key)),
-        ("leaseCounter", number()),
-        ("ownerSwitchesSinceCheckpoint", number()),
-        ("checkpoint", string(checkpoint)),
-        ("checkpointSubSequenceNumber", number()),
-    ];
-    attributes.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
-}
-
-impl World {
-    async fn put_row(&self, item: Item) {
-        let request = self.table.client.put_item().table_name(&self.table.name);
-        request.set_item(Some(item)).send().await.unwrap();
-    }
-
-    async fn row(&self, key: &str) -> Option<Item> {
-        let request = self.table.client.get_item().table_name(&self.table.name);
-        request.key("leaseKey", string(key)).send().await.unwrap().item
-    }
-
-    /// Returns the data of the records that a worker of this crate delivers within a time.
-    async fn delivered(&self, time: Duration) -> Vec<String> {
-        let consumer = self.consumer().build().unwrap();
-        let mut records = consumer.records();
-        let mut found = Vec::new();
-        let _over = timeout(time, async {
-            while let Some(record) = records.next().await {
-                let record = record.unwrap();
-                found.push(String::from_utf8(record.data().to_vec()).unwrap());
-                record.ack();
-            }
-        })
-        .await;
-        consumer.close().await.unwrap();
-        found
-    }
-}
-
-#[tokio::test]
-async fn finished_shards_without_rows_are_not_read_again() {
-    let world = World::new(1).await;
-    let kcl = FakeKcl::start(Version::Two, 1, &world.table, &world.kinesis, &world.ledger);
-    let root = world.stream.shard(0);
-    world.ledger.put(&root, 1);
-    let [left, right] = root.split();
-    world.ledger.put(&left, 1);
-    let grandchildren = left.split();
-    for shard in [&right, &grandchildren[0], &grandchildren[1]] {
-        world.ledger.put(shard, 1);
-    }
-    world.drain(LIMIT).await;
-    // The KCL deletes the rows of the root and of its first child.
-    timeout(LIMIT, async {
-        while world.table.scan().await.len() > 3 {
-            sleep(Duration::from_millis(100)).await;
-        }
-    })
-    .await
-    .expect("expected the KCL to delete the rows of finished shards");
-    kcl.stop().await;
-    grandchildren[0].put("new");
-    assert_eq!(world.delivered(Duration::from_secs(5)).await, ["new"]);
-    assert_eq!(world.table.scan().await.len(), 3, "no row is added for a finished shard");
-    assert_eq!(world.delivered(Duration::from_secs(2)).await, [""; 0], "nor after a restart");
-}
 
 #[tokio::test]
 async fn kcl_reads_the_children_of_a_shard_that_this_crate_has_ended() {
@@ -282,39 +205,6 @@ async fn worker_of_a_known_name_waits_for_a_kcl_as_well() {
     })
     .await
     .expect("expected to join once the KCL has stopped");
-}
-
-/// The KCL deletes the rows of a finished shard and of its children.
-#[tokio::test]
-async fn shard_whose_children_a_kcl_has_finished_is_not_read_again() {
-    let world = World::new(1).await;
-    let root = world.stream.shard(0);
-    let fleet = world.start(1);
-    sleep(Duration::from_secs(1)).await;
-    world.ledger.put(&root, 1);
-    world.drain(LIMIT).await;
-    fleet.close().await;
-    let kcl = FakeKcl::start(Version::Two, 1, &world.table, &world.kinesis, &world.ledger);
-    let mut youngest = vec![root];
-    for _ in 0..2 {
-        youngest = youngest.iter().flat_map(kinestream::testing::Shard::split).collect();
-        for shard in &youngest {
-            world.ledger.put(shard, 1);
-        }
-        world.drain(LIMIT).await;
-    }
-    timeout(LIMIT, async {
-        while world.table.scan().await.len() > 4 {
-            sleep(Duration::from_millis(100)).await;
-        }
-    })
-    .await
-    .expect("expected the KCL to delete the rows of finished shards");
-    kcl.stop().await;
-    for _ in 0..2 {
-        assert_eq!(world.delivered(Duration::from_secs(5)).await, [""; 0]);
-    }
-    assert_eq!(world.table.scan().await.len(), 4, "no row is added for a finished shard");
 }
 
 #[tokio::test]

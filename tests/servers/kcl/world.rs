@@ -2,19 +2,24 @@
 
 use std::time::Duration;
 
+use aws_sdk_dynamodb::types::AttributeValue;
 use futures::StreamExt;
 use kinestream::testing::{Kinesis, Stream};
 use kinestream::{CheckpointOn, Consumer, ConsumerBuilder, DynamoDbStore, StartingPosition};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
+use super::fake::{FakeKcl, Version};
 use super::ledger::Ledger;
-use super::requests::LeaseTable;
+use super::requests::{Item, LeaseTable};
 use crate::dynamodb_kcl_layout::create_lease_table;
 use crate::dynamodb_server::DynamoDbServer;
 
 /// The lease duration of this crate's workers.
 pub(crate) const LEASE: Duration = Duration::from_secs(2);
+
+/// The longest time that a test waits for anything.
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
 pub(crate) struct World {
     pub(crate) server: DynamoDbServer,
@@ -86,6 +91,95 @@ impl World {
             sleep(Duration::from_millis(100)).await;
         }
     }
+
+    pub(crate) async fn put_row(&self, item: Item) {
+        let request = self.table.client.put_item().table_name(&self.table.name);
+        request.set_item(Some(item)).send().await.unwrap();
+    }
+
+    pub(crate) async fn row(&self, key: &str) -> Option<Item> {
+        let request = self.table.client.get_item().table_name(&self.table.name);
+        request.key("leaseKey", string(key)).send().await.unwrap().item
+    }
+
+    /// Runs a KCL until the only shard and both of its children are finished and without rows. Leaves
+    /// the rows of four grandchildren.
+    pub(crate) async fn finish_two_generations(&self) {
+        let kcl = FakeKcl::start(Version::Two, 1, &self.table, &self.kinesis, &self.ledger);
+        let mut youngest = vec![self.stream.shard(0)];
+        for _ in 0..2 {
+            youngest = youngest.iter().flat_map(kinestream::testing::Shard::split).collect();
+            for shard in &youngest {
+                self.ledger.put(shard, 1);
+            }
+            self.drain(LIMIT).await;
+        }
+        self.wait_for_rows(4).await;
+        kcl.stop().await;
+    }
+
+    /// Waits until a KCL has deleted the rows of finished shards but for this number.
+    pub(crate) async fn wait_for_rows(&self, number: usize) {
+        timeout(LIMIT, async {
+            while self.table.scan().await.len() > number {
+                sleep(Duration::from_millis(100)).await;
+            }
+        })
+        .await
+        .expect("expected the KCL to delete the rows of finished shards");
+    }
+
+    /// Reads the only shard with a worker of this crate, so that it has a lease.
+    pub(crate) async fn read_the_root(&self) {
+        let fleet = self.start(1);
+        sleep(Duration::from_secs(1)).await;
+        self.ledger.put(&self.stream.shard(0), 1);
+        self.drain(LIMIT).await;
+        fleet.close().await;
+    }
+
+    /// Returns the data of the records that a worker of this crate delivers within a time.
+    pub(crate) async fn delivered(&self, time: Duration) -> Vec<String> {
+        self.delivered_by(self.consumer(), time).await
+    }
+
+    /// Returns the data of the records that this consumer delivers within a time.
+    pub(crate) async fn delivered_by(
+        &self,
+        consumer: ConsumerBuilder,
+        time: Duration,
+    ) -> Vec<String> {
+        let consumer = consumer.build().unwrap();
+        let mut records = consumer.records();
+        let mut found = Vec::new();
+        let _over = timeout(time, async {
+            while let Some(record) = records.next().await {
+                let record = record.unwrap();
+                found.push(String::from_utf8(record.data().to_vec()).unwrap());
+                record.ack();
+            }
+        })
+        .await;
+        consumer.close().await.unwrap();
+        found
+    }
+}
+
+pub(crate) fn string(text: &str) -> AttributeValue {
+    AttributeValue::S(text.to_owned())
+}
+
+/// Returns the row of a lease without an owner.
+pub(crate) fn row(key: &str, checkpoint: &str) -> Item {
+    let number = || AttributeValue::N("0".to_owned());
+    let attributes = [
+        ("leaseKey", string(key)),
+        ("leaseCounter", number()),
+        ("ownerSwitchesSinceCheckpoint", number()),
+        ("checkpoint", string(checkpoint)),
+        ("checkpointSubSequenceNumber", number()),
+    ];
+    attributes.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// The workers of this crate.
