@@ -299,8 +299,8 @@ impl Consumer {
     ///
     /// # Errors
     ///
-    /// - [`InUse`](crate::ErrorKind::InUse) if a worker holds the lease, unless the call passes
-    ///   [`IfLeased::Force`].
+    /// - [`InUse`](crate::ErrorKind::InUse) if a worker holds the lease, or a worker of a KCL whose
+    ///   lease table has the positions, unless the call passes [`IfLeased::Force`].
     /// - [`Configuration`](crate::ErrorKind::Configuration) for a time in the future, and for a
     ///   custom store that does not support leases.
     /// - The error of the store.
@@ -325,7 +325,7 @@ impl Consumer {
     /// # Errors
     ///
     /// The same as [`set_position`](Self::set_position), with [`InUse`](crate::ErrorKind::InUse) if
-    /// any worker is alive.
+    /// any worker is alive, or any worker of a KCL whose lease table has the positions.
     ///
     /// # Cancel safety
     ///

@@ -60,6 +60,7 @@ fn public_types_keep_their_auto_traits() {
     assert_all::<lease::EntryChange>();
     assert_all::<lease::Renewal>();
     assert_all::<lease::LastHeartbeat>();
+    assert_all::<lease::OtherReader>();
     assert_all::<lease::Heartbeats>();
     assert_all::<lease::FencedSave>();
     assert_all::<lease::FencedOutcome>();

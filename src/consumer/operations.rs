@@ -13,7 +13,7 @@ use crate::discovery::{Confirmations, StartingPosition};
 use crate::error::{ClassifiedError, Error, ErrorKind, Result};
 use crate::record::ShardId;
 use crate::source::Listing;
-use crate::store::lease::{AdminEdit, EditOutcome, IfLeased, LeaseTable};
+use crate::store::lease::{AdminEdit, EditOutcome, IfLeased, LeaseTable, OtherReader};
 use crate::store::{Mark, STORE_CALL_TIMEOUT, leases_unsupported, with_timeout};
 use crate::telemetry::Event;
 use crate::worker_message::WorkerMessage;
@@ -165,6 +165,9 @@ impl ConsumerInner {
             // Positions in such a store only advance.
             return Err(self.in_this_stream(leases_unsupported()));
         }
+        if if_leased != IfLeased::Force {
+            self.refuse_other_readers(edit).await?;
+        }
         loop {
             let edited = with_timeout(self.operations.edit(edit, if_leased)).await;
             match edited.map_err(|error| self.in_this_stream(error))? {
@@ -178,6 +181,34 @@ impl ConsumerInner {
                     return Err(self.in_use(&format!(
                         "worker {worker} is reading; stop it first, or pass IfLeased::Force, which \
                          discards its unsaved checkpoints"
+                    )));
+                }
+            }
+        }
+    }
+}
+
+impl ConsumerInner {
+    /// Fails if another client of the store is reading a shard of the edit. Waits until it is known
+    /// whether such a client is alive.
+    async fn refuse_other_readers(&self, edit: &AdminEdit) -> Result<()> {
+        let shards: Option<Vec<ShardId>> = match edit {
+            AdminEdit::Set { positions } => Some(positions.iter().map(|it| it.0.clone()).collect()),
+            AdminEdit::Clear => None,
+        };
+        let lease_duration = self.settings.worker_config.lease_duration;
+        loop {
+            let reader = self.operations.other_reader(shards.as_deref(), lease_duration);
+            let reader = with_timeout(reader).await.map_err(|error| self.in_this_stream(error))?;
+            match reader {
+                None => return Ok(()),
+                Some(OtherReader { undecided: Some(left), .. }) => {
+                    sleep(left.min(OBSERVATION_INTERVAL)).await;
+                }
+                Some(OtherReader { name, shard, .. }) => {
+                    return Err(self.in_use(&format!(
+                        "{name}, another client of the store, is reading {shard}; stop it first, or \
+                         pass IfLeased::Force, which discards its unsaved positions"
                     )));
                 }
             }

@@ -73,7 +73,9 @@ use kcl::{Kcl, KclTable, UNREADABLE};
 use requests::Partition;
 use saves::Save;
 
-use super::lease::{EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, LeaseStore};
+use super::lease::{
+    EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, LeaseStore, OtherReader,
+};
 use super::unfenced::save_unfenced;
 use super::{CheckpointStore, Scope, all_or_error};
 use crate::checkpoint::Checkpoint;
@@ -250,6 +252,15 @@ impl LeaseStore for DynamoDbStore {
 
     fn forgets_finished_shards(&self) -> bool {
         self.kcl.is_some()
+    }
+
+    fn other_reader<'a>(
+        &'a self,
+        scope: &'a Scope,
+        shards: Option<&'a [ShardId]>,
+        lease_duration: Duration,
+    ) -> BoxFuture<'a, Result<Option<OtherReader>>> {
+        async move { self.partition(scope).kcl_reader(shards, lease_duration).await }.boxed()
     }
 
     fn unreadable(&self, scope: &Scope, key: &EntryKey, text: &str) -> String {

@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use super::Scope;
-use super::lease::{EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, LeaseStore};
+use super::lease::{
+    EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, LeaseStore, OtherReader,
+};
 use crate::error::{Error, ErrorKind, Result, TOLERATED_PANICS, contain, contain_call};
+use crate::record::ShardId;
 use crate::telemetry::{Event, Task, Telemetry};
 
 /// Wraps the store of a consumer.
@@ -98,6 +102,16 @@ impl LeaseStore for GuardedStore {
 
     fn forgets_finished_shards(&self) -> bool {
         contain_call(|| self.store.forgets_finished_shards()).unwrap_or_default()
+    }
+
+    fn other_reader<'a>(
+        &'a self,
+        scope: &'a Scope,
+        shards: Option<&'a [ShardId]>,
+        lease_duration: Duration,
+    ) -> BoxFuture<'a, Result<Option<OtherReader>>> {
+        let found = async move { self.store.other_reader(scope, shards, lease_duration).await };
+        self.call(Task::Leases, found).boxed()
     }
 
     fn unreadable(&self, scope: &Scope, key: &EntryKey, text: &str) -> String {

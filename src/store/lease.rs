@@ -144,7 +144,7 @@ pub use change::{AdminEdit, Change, EditOutcome, IfLeased};
 pub(super) use contract::workers_of;
 pub use contract::{
     EntryChange, EntryKey, Exchange, Exchanged, FencedOutcome, FencedSave, Heartbeats,
-    LastHeartbeat, LeaseStore, Renewal, Step,
+    LastHeartbeat, LeaseStore, OtherReader, Renewal, Step,
 };
 pub use heartbeat::{
     FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, Membership, SaveOutcome,

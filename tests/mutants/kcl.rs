@@ -54,9 +54,9 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "KCL: a lease without a row is unread",
-        file: "store/dynamodb/kcl/reads.rs",
-        right: "let is_finished = ancestors.contains(shard);",
-        wrong: "let is_finished = ancestors.contains(shard) && false;",
+        file: "store/dynamodb/kcl/gone.rs",
+        right: "if finished.contains(&shard) {",
+        wrong: "if finished.contains(&shard) && false {",
         breaks: &["kcl::deleted::finished_shards_without_rows_are_not_read_again"],
     },
     Mistake {
@@ -107,5 +107,26 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         right: "row.scope.as_ref().filter(|scope| **scope != self.mark())",
         wrong: "row.scope.as_ref().filter(|scope| scope.is_empty())",
         breaks: &["kcl::rows::rows_of_another_application_are_refused"],
+    },
+    Mistake {
+        what: "KCL: clear_positions deletes the rows of a live KCL",
+        file: "consumer/operations.rs",
+        right: "if if_leased != IfLeased::Force {\n            self.refuse_other_readers(edit).await?;",
+        wrong: "if if_leased != IfLeased::Refuse {\n            self.refuse_other_readers(edit).await?;",
+        breaks: &["kcl::edits::positions_of_a_live_kcl_are_not_cleared"],
+    },
+    Mistake {
+        what: "KCL: a KCL that has stopped counts as alive for good",
+        file: "store/dynamodb/kcl/holders.rs",
+        right: "lease_duration.checked_sub(still).filter(|left| !left.is_zero())",
+        wrong: "lease_duration.checked_sub(still / 1_000).filter(|left| !left.is_zero())",
+        breaks: &["kcl::edits::positions_of_a_live_kcl_are_not_cleared"],
+    },
+    Mistake {
+        what: "KCL: the position of a shard is not set because a KCL holds another one",
+        file: "store/dynamodb/kcl/holders.rs",
+        right: "shards.is_none_or(|shards| shards.contains(shard));",
+        wrong: "shards.is_none_or(|shards| shards.contains(shard) || !shards.is_empty());",
+        breaks: &["kcl::edits::position_is_set_unless_a_live_kcl_holds_the_shard"],
     },
 ];

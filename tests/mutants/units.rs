@@ -21,6 +21,15 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         ],
     },
     Mistake {
+        what: "KCL: a row that is yet to be written counts as lost",
+        file: "store/dynamodb/kcl/gone.rs",
+        right: "leases.filter(|shard| !bucket.is_pending_for(shard))",
+        wrong: "leases.filter(|_shard| bucket.number < u8::MAX)",
+        breaks: &[
+            "store::dynamodb::kcl::gone::tests::row_that_is_yet_to_be_written_is_not_missing",
+        ],
+    },
+    Mistake {
         what: "a renewal does not update the lease deadline that a run has cached",
         file: "shard/lease_handle.rs",
         right: "if known.is_none_or(|known| known.renewals != renewals) {",

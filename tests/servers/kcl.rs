@@ -4,6 +4,7 @@
 //! part.
 
 mod deleted;
+mod edits;
 mod fake;
 mod ledger;
 mod moves;

@@ -18,13 +18,12 @@
 //! Invariant: a lease that a reader sees has, or had, a row. A step that adds a lease writes the row in
 //! the same transaction, or leaves it pending in the bucket, which every reader settles first.
 //!
-//! A KCL deletes the row of a finished shard once all of its children are read. So a lease without a
-//! row, of which a descendant has a row, is finished.
+//! A KCL deletes the row of a finished shard. What a lease without a row means, see [`gone`].
 //!
 //! # A KCL at the same time
 //!
 //! One of them reads at a time. A fleet starts once no KCL has renewed a row for a lease duration, see
-//! [`admit`](Partition::admit). A KCL that is started later finds rows that are not renewed, and takes
+//! [`holders`]. A KCL that is started later finds rows that are not renewed, and takes
 //! them. Each side then reads from the last position that either has saved, and every write of one
 //! ends the lease of the other by the counter. No write moves a position back, since each is made
 //! only if the row is as it was read. So an overlap costs repeats and no record.
@@ -36,6 +35,10 @@
 //! Until then a KCL reads the shard from its last position to its end, and adds the children.
 
 mod ends;
+#[cfg(test)]
+mod fixtures;
+mod gone;
+mod holders;
 mod place;
 mod reads;
 mod row;
@@ -44,17 +47,15 @@ mod writes;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
-
-use tokio::time::Instant;
 
 pub(super) use ends::ended_by;
-pub(super) use reads::{Gone, fill_gone};
+pub(super) use gone::{Gone, fill_gone};
+use holders::Held;
 pub(super) use saves::is_end;
 pub(super) use writes::RowChange;
 
 use super::requests::Partition;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind};
 use crate::mutex::Mutex;
 use crate::record::ShardId;
 use crate::store::{Mark, Scope};
@@ -76,8 +77,8 @@ struct Known {
     /// The stream as the KCL names it, in a table of several streams; `None` before the first read.
     #[allow(clippy::option_option, reason = "an unknown table differs from one of one stream")]
     stream: Option<Option<String>>,
-    /// The rows that a KCL holds, each with its counter and the time since which that is the same.
-    held: HashMap<ShardId, (u64, Instant)>,
+    /// The rows that a KCL holds.
+    held: HashMap<ShardId, Held>,
 }
 
 impl KclTable {
@@ -139,30 +140,5 @@ impl<'a> Partition<'a> {
     /// Returns the requests to the table of a KCL.
     pub(super) fn beside(&self, kcl: Kcl<'a>) -> Partition<'a> {
         Partition { table: kcl.table.name(), kcl: None, ..self.clone() }
-    }
-
-    /// Fails while a KCL holds a row that it may still renew: until each row that a KCL holds has had
-    /// the same counter for a lease duration.
-    ///
-    /// A KCL that stops does not free its rows, so the first worker of a fleet waits for a lease
-    /// duration after it.
-    pub(super) async fn admit(&self, lease_duration: Duration) -> Result<()> {
-        let Some(kcl) = self.kcl else { return Ok(()) };
-        let asked = Instant::now();
-        let rows = self.all_kcl_rows(kcl).await?;
-        let renewed = kcl.with(|known| {
-            let is_still = |(_, since): &(u64, Instant)| {
-                asked.saturating_duration_since(*since) >= lease_duration
-            };
-            let held = known.held.iter();
-            held.filter(|(_, seen)| !is_still(seen)).map(|(shard, _)| shard.clone()).min()
-        });
-        let Some(shard) = renewed else { return Ok(()) };
-        let holder = rows.get(&shard).and_then(|row| row.holder.as_deref()).unwrap_or_default();
-        let what = format!(
-            "worker {holder:?} of a KCL holds the lease of {shard}, and may be alive; stop the KCL: \
-             reading begins once no lease was renewed for {lease_duration:?}"
-        );
-        Err(kcl.error(ErrorKind::StoreUnavailable, &what))
     }
 }

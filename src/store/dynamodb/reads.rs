@@ -111,11 +111,21 @@ impl Partition<'_> {
 
     /// Reads all positions.
     pub(super) async fn all_rows(&self) -> Result<Rows> {
-        let mut rows = rows_of(&self.settled(Range::Shards).await?);
-        if let Some(kcl) = self.kcl {
-            rows.extend(self.all_kcl_rows(kcl).await?);
-        }
+        let items = self.settled(Range::Shards).await?;
+        let mut rows = rows_of(&items);
+        let buckets: Vec<Bucket> = items.iter().filter_map(Bucket::read).collect();
+        self.add_kcl_rows(&mut rows, &buckets).await?;
         Ok(rows)
+    }
+
+    /// Adds the rows of a KCL, if these have the positions, and what is known of leases without one.
+    /// The buckets were read before.
+    async fn add_kcl_rows(&self, rows: &mut Rows, buckets: &[Bucket]) -> Result<()> {
+        let Some(kcl) = self.kcl else { return Ok(()) };
+        let mut theirs = self.all_kcl_rows(kcl).await?;
+        fill_gone(&mut theirs, buckets);
+        rows.extend(theirs);
+        Ok(())
     }
 
     /// Reads all leases.
@@ -130,14 +140,10 @@ impl Partition<'_> {
         let front = self.front_of(&items)?;
         let buckets: Vec<Bucket> = items.iter().filter_map(Bucket::read).collect();
         let mut rows = rows_of(&items);
-        if let Some(kcl) = self.kcl {
-            if let Some(shard) = rows.keys().find(|shard| self.kcl_of(shard).is_some()) {
-                return Err(self.has_own_positions(shard));
-            }
-            let all = self.all_kcl_rows(kcl).await?;
-            fill_gone(&mut rows, &all, &buckets);
-            rows.extend(all);
+        if let Some(shard) = rows.keys().find(|shard| self.kcl_of(shard).is_some()) {
+            return Err(self.has_own_positions(shard));
         }
+        self.add_kcl_rows(&mut rows, &buckets).await?;
         Ok(Whole { front, buckets, rows })
     }
 

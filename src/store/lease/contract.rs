@@ -5,7 +5,8 @@ use std::fmt::{self, Debug};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::BoxFuture;
+use futures::FutureExt;
+use futures::future::{BoxFuture, ready};
 
 use crate::error::Result;
 use crate::record::ShardId;
@@ -74,6 +75,25 @@ pub trait LeaseStore: Debug + Send + Sync + 'static {
     /// Default: false. A store that wraps another store forwards this call.
     fn forgets_finished_shards(&self) -> bool {
         false
+    }
+
+    /// Returns another client of the store that holds one of these shards, or any shard for `None`: a
+    /// worker of the Kinesis Client Library, of which the entries show nothing. If there are several, it
+    /// returns one that is alive.
+    ///
+    /// [`IfLeased::Refuse`](super::IfLeased::Refuse) protects such a client as it protects a worker of
+    /// this crate. Without a clock, the store observes by its own calls for how long a client stays
+    /// silent. After `lease_duration`, the client counts as dead, and is not returned.
+    ///
+    /// Default: none, without a call. A store that wraps another store forwards this call.
+    fn other_reader<'a>(
+        &'a self,
+        scope: &'a Scope,
+        shards: Option<&'a [ShardId]>,
+        lease_duration: Duration,
+    ) -> BoxFuture<'a, Result<Option<OtherReader>>> {
+        let _ = (scope, shards, lease_duration);
+        ready(Ok(None)).boxed()
     }
 
     /// Returns why an entry with this text cannot be read, for an error message: where it is stored
@@ -282,6 +302,25 @@ impl LastHeartbeat {
     /// Creates the last heartbeat of a worker.
     pub fn new(worker: impl Into<Arc<str>>, mark: impl Into<Arc<str>>) -> Self {
         Self { worker: worker.into(), mark: mark.into() }
+    }
+}
+
+/// A client of another kind that holds a shard of an application.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OtherReader {
+    /// The name of the client.
+    pub name: Arc<str>,
+    /// A shard that it holds.
+    pub shard: ShardId,
+    /// The time after which another call shows whether the client is alive; `None` if it is.
+    pub undecided: Option<Duration>,
+}
+
+impl OtherReader {
+    /// Creates a client that holds a shard and is alive.
+    pub fn new(name: impl Into<Arc<str>>, shard: ShardId) -> Self {
+        Self { name: name.into(), shard, undecided: None }
     }
 }
 

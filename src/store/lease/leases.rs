@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use super::access::Access;
 use super::change::{AdminEdit, EditOutcome, IfLeased};
-use super::contract::LeaseStore;
+use super::contract::{LeaseStore, OtherReader};
 use super::heartbeat::{FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, SaveOutcome};
 use super::saves::Saves;
 use super::table::LeaseTable;
 use super::view::View;
 use crate::clock::Clock;
 use crate::error::Result;
+use crate::record::ShardId;
 use crate::store::Scope;
 
 /// The lease table of one application and stream in a store.
@@ -134,6 +135,15 @@ impl Leases {
     /// See [`LeaseStore::forgets_finished_shards`].
     pub(crate) fn forgets_finished_shards(&self) -> bool {
         self.store.forgets_finished_shards()
+    }
+
+    /// See [`LeaseStore::other_reader`].
+    pub(crate) async fn other_reader(
+        &self,
+        shards: Option<&[ShardId]>,
+        lease_duration: Duration,
+    ) -> Result<Option<OtherReader>> {
+        self.store.other_reader(&self.scope, shards, lease_duration).await
     }
 
     fn access(&self) -> Access<'_> {

@@ -1,10 +1,7 @@
 //! Reads of rows.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
-
-use tokio::time::Instant;
 
 use super::super::buckets::Bucket;
 use super::super::expressions::{Item, text};
@@ -12,13 +9,12 @@ use super::super::layout::Range;
 use super::super::positions::Row;
 use super::super::reads::Rows;
 use super::super::requests::{BATCH, Partition};
+use super::gone::fill_gone;
 use super::row::{self, LEASE_KEY, RowPosition, TableItem};
 use super::{Kcl, UNREADABLE};
 use crate::checkpoint::Checkpoint;
 use crate::error::{ErrorKind, Result};
 use crate::record::ShardId;
-use crate::store::Mark;
-use crate::store::lease::parse_lease;
 
 /// The maximum skew of a working clock: AWS rejects requests that are signed by a clock that is
 /// further off.
@@ -26,15 +22,6 @@ const MAX_CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
 
 /// The position of a finished shard.
 pub(super) const SHARD_END: &str = "SHARD_END";
-
-/// The reason why a lease has no row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in super::super) enum Gone {
-    /// A descendant has a row: a KCL has deleted the row of the finished shard.
-    Finished,
-    /// No descendant has a row: the table was emptied.
-    Lost,
-}
 
 impl Kcl<'_> {
     /// Returns the key of the shard's row. The stream must be known.
@@ -148,24 +135,6 @@ impl Kcl<'_> {
         };
         Err(self.error(ErrorKind::Configuration, &what))
     }
-
-    /// Notes how long each row that a KCL holds has been the same.
-    fn observe(self, rows: &Rows) {
-        let now = Instant::now();
-        let held = rows.iter().filter_map(|(shard, row)| {
-            let TableItem::Lease { row: Ok(row), .. } = TableItem::parse(row.item.as_ref()?) else {
-                return None;
-            };
-            row.foreign_holder().map(|_| (shard, row.counter))
-        });
-        self.with(|known| {
-            let mut before = std::mem::take(&mut known.held);
-            for (shard, counter) in held {
-                let same = before.remove(shard).filter(|(known, _)| *known == counter);
-                known.held.insert(shard.clone(), same.unwrap_or((counter, now)));
-            }
-        });
-    }
 }
 
 impl<'a> Partition<'a> {
@@ -205,11 +174,10 @@ impl<'a> Partition<'a> {
             self.all_kcl_rows(kcl).await?
         };
         if shards.iter().any(|shard| !rows.contains_key(shard)) {
-            // The leases first: a lease that is not pending has had its row since before it was read.
             let items = self.query(Range::Shards).await?;
-            let all = self.all_kcl_rows(kcl).await?;
             let buckets: Vec<Bucket> = items.iter().filter_map(Bucket::read).collect();
-            fill_gone(&mut rows, &all, &buckets);
+            rows = self.all_kcl_rows(kcl).await?;
+            fill_gone(&mut rows, &buckets);
         }
         rows.retain(|shard, _| shards.contains(shard));
         Ok(rows)
@@ -221,52 +189,6 @@ impl<'a> Partition<'a> {
         let rows = found.iter().map(|item| kcl.read(item));
         let rows: Vec<Option<(ShardId, Row)>> = rows.collect::<Result<_>>()?;
         Ok(rows.into_iter().flatten().collect())
-    }
-}
-
-/// Adds the reason to `rows` for each lease without a row in `all`. Leases with a pending write are
-/// left out.
-pub(in super::super) fn fill_gone(rows: &mut Rows, all: &Rows, buckets: &[Bucket]) {
-    let mut leases: BTreeMap<ShardId, Vec<ShardId>> = BTreeMap::new();
-    let mut pending = BTreeSet::new();
-    for bucket in buckets {
-        for (shard, lease) in bucket.leases() {
-            let parents = parse_lease(&lease).and_then(|lease| lease.parents);
-            if bucket.is_pending_for(&shard) {
-                pending.insert(shard.clone());
-            }
-            leases.insert(shard, parents.unwrap_or_default());
-        }
-    }
-    if leases.keys().all(|shard| all.contains_key(shard)) {
-        return;
-    }
-    let mut parents: HashMap<ShardId, Vec<ShardId>> = HashMap::new();
-    for (shard, row) in all {
-        let item = row.item.as_ref().map(TableItem::parse);
-        if let Some(TableItem::Lease { row: Ok(row), .. }) = item {
-            let named = row.parents.iter().filter_map(|id| id.parse().ok());
-            parents.insert(shard.clone(), named.collect());
-        }
-    }
-    for (shard, of_lease) in &leases {
-        parents.entry(shard.clone()).or_default().extend(of_lease.iter().cloned());
-    }
-    let mut ancestors: BTreeSet<ShardId> = BTreeSet::new();
-    let mut left: Vec<&ShardId> = all.keys().collect();
-    while let Some(shard) = left.pop() {
-        for parent in parents.get(shard).into_iter().flatten() {
-            if ancestors.insert(parent.clone()) {
-                left.push(parent);
-            }
-        }
-    }
-    let missing = leases.keys().filter(|shard| !all.contains_key(*shard));
-    for shard in missing.filter(|shard| !Mark::is_one(shard) && !pending.contains(*shard)) {
-        let is_finished = ancestors.contains(shard);
-        let gone = if is_finished { Gone::Finished } else { Gone::Lost };
-        let text: Option<Arc<str>> = is_finished.then(|| SHARD_END.into());
-        rows.insert(shard.clone(), Row { text, gone: Some(gone), ..Row::default() });
     }
 }
 
