@@ -42,6 +42,9 @@ impl Worker {
         if !self.has_listed || !self.may_move_leases(now) || self.is_balanced(now) {
             return Changes::default();
         }
+        if self.lacks_own_listing() && self.has_free_shard_without_position() {
+            return Changes::default();
+        }
         let rules = &self.deps.config.rules;
         let mut open: BTreeSet<ShardId> = rules.readable(&self.table).cloned().collect();
         open.retain(|shard| !self.deps.discovery.is_missing(shard));
@@ -59,6 +62,19 @@ impl Worker {
         };
         self.balanced = list.is_empty().then(|| self.balanced_table(now));
         Changes::without_listing(list)
+    }
+
+    /// Returns true if this worker has not listed the stream, and the store has another client that
+    /// deletes the positions of finished shards.
+    fn lacks_own_listing(&self) -> bool {
+        self.deps.discovery.forgets_finished_shards && !self.listing.is_applied
+    }
+
+    /// Returns true if a shard without a position may be assigned. If another client has deleted the
+    /// position, the shard is finished, which the table shows once it has all shards of a listing.
+    fn has_free_shard_without_position(&self) -> bool {
+        let is_free = |lease: &Lease| lease.owner.is_none() && lease.checkpoint.is_none();
+        self.table.leases.values().any(is_free)
     }
 
     /// Returns the version of the current table, which is balanced, and the time until which it
@@ -102,6 +118,7 @@ impl Worker {
     /// Drops the listing once its changes are made.
     pub(super) fn apply_listing(&mut self) {
         if let Some(listed) = self.listing.listed.take() {
+            self.listing.is_applied = true;
             // A shard that was missing may be listed again while the table has not changed.
             self.balanced = None;
             let began = self.listing.last.filter(|_began| self.has_bounds());
@@ -270,7 +287,8 @@ impl Worker {
 
     /// Returns true if this worker should list the stream: because it joined first of the workers
     /// that accept leases and lists for the fleet, because it reads shards that the others may not
-    /// look for, because a listing was requested, or to detect that it reaches Kinesis again.
+    /// look for, because a listing was requested, because it must list once by itself, or to detect
+    /// that it reaches Kinesis again.
     pub(super) fn lists(&self) -> bool {
         let order = |(name, member): &(&Arc<str>, &WorkerEntry)| {
             (member.capacity == 0, member.joined, Arc::clone(name))
@@ -283,6 +301,7 @@ impl Worker {
             && (is_first
                 || self.deps.config.rules.is_partial()
                 || self.listing.is_requested
+                || self.lacks_own_listing()
                 || self.reachability.is_out())
     }
 

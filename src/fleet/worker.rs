@@ -109,6 +109,8 @@ pub(super) struct ListingSchedule {
     /// Kinesis did not name its children.
     pub(super) is_requested: bool,
     pub(super) last: Option<Instant>,
+    /// True once the changes of a listing of this worker are in the table.
+    pub(super) is_applied: bool,
     /// The last listing whose changes are in the table; `None` as well if the reading has no bounds.
     pub(super) applied: Option<AppliedListing>,
     pub(super) due: Instant,
@@ -171,6 +173,7 @@ impl Worker {
                 panics: 0,
                 is_requested: false,
                 last: None,
+                is_applied: false,
                 applied: None,
                 due: now,
             },

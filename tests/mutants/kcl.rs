@@ -129,4 +129,11 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         wrong: "shards.is_none_or(|shards| shards.contains(shard) || !shards.is_empty());",
         breaks: &["kcl::edits::position_is_set_unless_a_live_kcl_holds_the_shard"],
     },
+    Mistake {
+        what: "KCL: a worker that joins others assigns a shard without a position before it lists",
+        file: "fleet/duties.rs",
+        right: "if self.lacks_own_listing() && self.has_free_shard_without_position() {",
+        wrong: "if !self.has_listed && self.has_free_shard_without_position() {",
+        breaks: &["kcl::deleted::worker_that_joins_others_does_not_read_such_a_shard_again"],
+    },
 ];

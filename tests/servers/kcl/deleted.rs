@@ -2,8 +2,14 @@
 
 use std::time::Duration;
 
+use kinestream::store::lease::{HeartbeatRequest, Membership};
+use tokio::sync::oneshot;
+use tokio::time::{sleep, timeout};
+
 use super::fake::{FakeKcl, Version};
-use super::world::{LIMIT, World};
+use super::world::{LEASE, LIMIT, World};
+use crate::lease_access::LeaseAccess;
+use crate::redis_store::scope;
 
 #[tokio::test]
 async fn finished_shards_without_rows_are_not_read_again() {
@@ -36,5 +42,32 @@ async fn shard_whose_children_a_kcl_has_finished_is_not_read_again() {
     for _ in 0..2 {
         assert_eq!(world.delivered(Duration::from_secs(5)).await, [""; 0]);
     }
+    assert_eq!(world.table.scan().await.len(), 4, "no row is added for a finished shard");
+}
+
+/// The lease of the root shows that it is finished once its children, of which only a listing tells,
+/// have leases as well. A worker that joins others could assign it before.
+#[tokio::test]
+async fn worker_that_joins_others_does_not_read_such_a_shard_again() {
+    let world = World::new(1).await;
+    world.read_the_root().await;
+    world.finish_two_generations().await;
+    let leases = world.store().leases_of(&scope());
+    let mut other = HeartbeatRequest::new("other", 1, LEASE);
+    other.capacity = 0;
+    let (joined, has_joined) = oneshot::channel();
+    let renewing = tokio::spawn(async move {
+        let mut joined = Some(joined);
+        loop {
+            let response = leases.exchange(&other).await;
+            if response.is_ok_and(|response| response.membership == Membership::Joined) {
+                joined.take().unwrap().send(()).unwrap();
+            }
+            sleep(LEASE / 4).await;
+        }
+    });
+    timeout(LIMIT, has_joined).await.expect("expected to join after the KCL").unwrap();
+    assert_eq!(world.delivered(Duration::from_secs(5)).await, [""; 0]);
+    renewing.abort();
     assert_eq!(world.table.scan().await.len(), 4, "no row is added for a finished shard");
 }
