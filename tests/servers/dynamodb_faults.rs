@@ -302,8 +302,15 @@ async fn partial_answers_are_completed() {
 fn store_with_random_faults_answers_like_the_memory_store() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (server, _store) = runtime.block_on(DynamoDbServer::with_table());
+    let link = with_random_faults(&server);
+    answers_like_memory_store(&runtime, &link.store(), 15);
+    answers_like_memory_store(&runtime, &link.store().postponing(), 15);
+}
+
+/// Returns a link with faults that the store hides.
+pub(crate) fn with_random_faults(server: &DynamoDbServer) -> Link {
     let calls = AtomicUsize::new(0);
-    let link = Link::new(&server, move |operation, _| {
+    Link::new(server, move |operation, _| {
         // No call fails more often than it is repeated.
         let call = calls.fetch_add(1, Ordering::Relaxed);
         let is_transaction = operation == "TransactWriteItems";
@@ -316,7 +323,5 @@ fn store_with_random_faults_answers_like_the_memory_store() {
             5 if is_transaction => Fault::Answer(400, cancelled(&["TransactionConflict"])),
             _ => Fault::None,
         }
-    });
-    answers_like_memory_store(&runtime, &link.store(), 15);
-    answers_like_memory_store(&runtime, &link.store().postponing(), 15);
+    })
 }

@@ -15,6 +15,8 @@ use kinestream::{Checkpoint, DynamoDbStore, Result, ShardId};
 use tokio::sync::Mutex;
 
 use crate::alike::answers_like_memory_store;
+#[cfg(feature = "testing")]
+use crate::dynamodb_faults::with_random_faults;
 use crate::dynamodb_server::DynamoDbServer;
 
 /// Creates a table with the key of a KCL's lease table.
@@ -123,4 +125,13 @@ fn kcl_layout_with_pending_positions_answers_like_the_memory_store() {
     let (_server, store) = runtime.block_on(server());
     let store = TablePerScope { store: store.store.postponing(), ..store };
     answers_like_memory_store(&runtime, &store, 100);
+}
+
+#[cfg(feature = "testing")]
+#[test]
+fn kcl_layout_with_random_faults_answers_like_the_memory_store() {
+    let runtime = runtime();
+    let (server, _store) = runtime.block_on(server());
+    let store = TablePerScope::new(with_random_faults(&server).store(), server.client());
+    answers_like_memory_store(&runtime, &store, 15);
 }

@@ -3,9 +3,11 @@
 //! The KCL is one of our own, [`fake`], which sends the requests that a KCL sends. No real KCL takes
 //! part.
 
+mod answers;
 mod deleted;
 mod edits;
 mod fake;
+mod leaving;
 mod ledger;
 mod moves;
 mod requests;
