@@ -164,4 +164,13 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         wrong: "fill_gone(&mut theirs, &buckets[..0]);",
         breaks: &["kcl::leaving::copied_positions_continue_without_the_lease_table"],
     },
+    Mistake {
+        what: "KCL: a row that was lost is not written for the end of its shard",
+        file: "store/dynamodb/kcl/writes.rs",
+        right: "&& gone != Some(Gone::Lost)",
+        wrong: "&& gone != Some(Gone::Finished)",
+        breaks: &[
+            "kcl::deleted::finished_shard_that_has_left_retention_is_reported_and_all_others_are_read",
+        ],
+    },
 ];

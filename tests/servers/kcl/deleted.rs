@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use futures::StreamExt;
 use kinestream::store::lease::{HeartbeatRequest, Membership};
+use kinestream::testing::Shard;
+use kinestream::{Checkpoint, ErrorKind, IfLeased};
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
@@ -70,4 +73,42 @@ async fn worker_that_joins_others_does_not_read_such_a_shard_again() {
     assert_eq!(world.delivered(Duration::from_secs(5)).await, [""; 0]);
     renewing.abort();
     assert_eq!(world.table.scan().await.len(), 4, "no row is added for a finished shard");
+}
+
+/// A limit: the children, by which the store sees that the root is finished, are no longer listed.
+#[tokio::test]
+async fn finished_shard_that_has_left_retention_is_reported_and_all_others_are_read() {
+    let world = World::new(1).await;
+    world.read_the_root().await;
+    world.finish_two_generations().await;
+    for shard in world.stream.shards().iter().filter(|shard| !shard.is_open()) {
+        shard.expire();
+    }
+    for shard in world.stream.open_shards() {
+        shard.put(shard.id().to_string());
+    }
+    let consumer = world.consumer().build().unwrap();
+    let mut records = consumer.records();
+    let (mut delivered, mut errors) = (Vec::new(), Vec::new());
+    while delivered.len() < 4 || errors.is_empty() {
+        match timeout(LIMIT, records.next()).await.unwrap().unwrap() {
+            Ok(record) => {
+                delivered.push(record.shard_id().clone());
+                record.ack();
+            }
+            Err(error) => errors.push(error),
+        }
+    }
+    let error = &errors[0];
+    assert_eq!(error.kind(), ErrorKind::Trimmed, "{error}");
+    assert_eq!(error.shard_id(), Some(&world.stream.shard(0).id()), "{error}");
+    delivered.sort();
+    let mut open: Vec<_> = world.stream.open_shards().iter().map(Shard::id).collect();
+    open.sort();
+    assert_eq!(delivered, open);
+    // As the guide says.
+    let root = world.stream.shard(0).id();
+    consumer.set_position(&root, Checkpoint::ShardEnd, IfLeased::Refuse).await.unwrap();
+    consumer.close().await.unwrap();
+    assert_eq!(world.delivered(Duration::from_secs(4)).await, [""; 0], "and no error");
 }

@@ -6,7 +6,7 @@
 //! of its children are read. So the shard of a lease without a row is
 //!
 //! - finished, if a descendant of it has a row;
-//! - lost otherwise: somebody has emptied the table, and the shard is read again.
+//! - lost otherwise: the table was emptied, and the shard is read again.
 //!
 //! ```text
 //!  0 ─┬─ 1 ─┬─ 3 (row)       0  finished: 2 and 3 descend from it

@@ -2,9 +2,9 @@
 
 use super::super::expressions::{Expressions, Item};
 use super::super::positions::{Named, PositionWrite, Row as StoredRow, fence_of};
-use super::Kcl;
 use super::reads::{SHARD_END, latest};
 use super::row::{self, Row, RowPosition, TableItem};
+use super::{Gone, Kcl};
 use crate::record::ShardId;
 use crate::store::lease::parse_lease;
 
@@ -38,9 +38,12 @@ impl Kcl<'_> {
             Named::Text(text) => Some(text.as_deref()),
         };
         let Some(item) = seen.and_then(|row| row.item.as_ref()) else {
-            // A finished shard needs no row: a KCL sees by the row of a descendant that it is finished.
+            // A finished shard needs no row if a descendant has one, by which a KCL and this crate see
+            // that it is finished.
+            let gone = seen.and_then(|row| row.gone);
             let is_finished = lease.is_some()
-                && (named == Some(Some(SHARD_END)) || named.is_none() && is_finished(seen));
+                && gone != Some(Gone::Lost)
+                && (named == Some(Some(SHARD_END)) || named.is_none() && gone.is_some());
             if is_finished || lease.is_none() && named.flatten().is_none() {
                 return None;
             }
@@ -90,10 +93,6 @@ impl Kcl<'_> {
         let names = stream.map(|stream| (stream, shard.to_string()));
         Row { names, ..Row::new(&self.mark(), position, parents) }
     }
-}
-
-fn is_finished(seen: Option<&StoredRow>) -> bool {
-    seen.is_some_and(|row| row.gone == Some(super::Gone::Finished))
 }
 
 /// Returns the row that a write is to lead to, to be compared with the one that is stored.
