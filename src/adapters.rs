@@ -186,7 +186,13 @@ pub trait RecordStreamExt: TryStream<Ok: AsRef<Record>> {
     /// starts. A burst of one key up to this bound slows down no other key. A key that always has
     /// more records than one handler at a time can complete slows down the whole stream. A reader
     /// with bounded memory cannot avoid this, since each shard delivers its records in order.
-    /// Waiting records count towards [`max_in_flight`](crate::ConsumerBuilder::max_in_flight).
+    /// Waiting records count towards [`max_in_flight`](crate::ConsumerBuilder::max_in_flight) with
+    /// [`CheckpointOn::Ack`](crate::CheckpointOn::Ack).
+    ///
+    /// While one handler hangs, the other keys continue, but the checkpoint of its shard does not:
+    /// after a crash, every later record is delivered again. With `Ack`, `max_in_flight` limits
+    /// their number. With [`CheckpointOn::Pull`](crate::CheckpointOn::Pull) nothing does, so give
+    /// each handler a time limit.
     ///
     /// A key occupies one slot at most. Keys with waiting records take turns, one record each.
     /// While all slots are occupied, nothing is taken from the stream, so a

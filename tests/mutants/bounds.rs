@@ -46,7 +46,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         what: "the stream ends although a child waits for its parent's acknowledgements",
         file: "fleet/exhaustion.rs",
         right: "Some(StreamEnd::Shard) => has_waiting_child(shard),",
-        wrong: "Some(StreamEnd::Shard) => has_waiting_child(shard) && !is_bounded,",
+        wrong: "Some(StreamEnd::Shard) => has_waiting_child(shard) && table.leases.is_empty(),",
         breaks: &[
             "bounds::closed_shards::child_that_waits_for_an_acknowledgement_keeps_the_stream_open",
         ],

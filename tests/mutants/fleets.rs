@@ -296,7 +296,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         what: "a shard that has reached the ending position keeps the stream open",
         file: "fleet/exhaustion.rs",
         right: "Some(StreamEnd::EndingPosition) => false,",
-        wrong: "Some(StreamEnd::EndingPosition) => is_bounded,",
+        wrong: "Some(StreamEnd::EndingPosition) => true,",
         breaks: &["Progress"],
     },
 ];
