@@ -45,7 +45,9 @@ fn body_around(source: &str, text: &Range<usize>) -> Option<Range<usize>> {
             let close = open + source[open..].find(&last)? + last.len() - 1;
             if open < text.start && text.end < close {
                 let header = &source[start..open];
-                let is_opaque = header.split("->").nth(1).is_some_and(|of| of.contains("impl "));
+                // The types of parameters have arrows too.
+                let result = header.rsplit_once("->").map(|(_, result)| result);
+                let is_opaque = result.is_some_and(|result| result.contains("impl "));
                 return (!is_opaque && !header.contains("const fn")).then_some(open..close);
             }
         }
