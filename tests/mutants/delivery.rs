@@ -137,15 +137,6 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         ],
     },
     Mistake {
-        what: "an end is proved by responses behind the tip that hold records",
-        file: "source/unproven_end.rs",
-        right: "Some(_) if end.has_records => false,",
-        wrong: "Some(_) if end.has_records && end.lag.is_none() => false,",
-        breaks: &[
-            "fetching::false_ends::lagging_response_of_records_that_were_read_does_not_end_a_shard",
-        ],
-    },
-    Mistake {
         what: "the age of a position does not count the clocks of hosts",
         file: "source/retention.rs",
         right: "let age = age + MAX_CLOCK_SKEW;",

@@ -109,7 +109,7 @@ mod store {
     mod lost_store_responses;
     pub(crate) mod recording_store;
     mod shard_ends;
-    mod store_outages;
+    pub(crate) mod store_outages;
 }
 
 use std::collections::BTreeMap;

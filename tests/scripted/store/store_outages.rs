@@ -307,7 +307,9 @@ async fn lease_is_handed_off_while_checkpoint_writes_fail() {
 }
 
 /// Returns the store of a fleet behind a gate that refuses all calls while the flag is set.
-fn store_that_goes_down(fleet: &Fleet) -> (Gated<kinestream::MemoryStore>, Arc<AtomicBool>) {
+pub(crate) fn store_that_goes_down(
+    fleet: &Fleet,
+) -> (Gated<kinestream::MemoryStore>, Arc<AtomicBool>) {
     let is_down = Arc::new(AtomicBool::new(false));
     let store = Gated::new(fleet.store.clone(), {
         let is_down = Arc::clone(&is_down);
