@@ -50,9 +50,13 @@
 //! # Live workers
 //!
 //! A worker that was killed holds its leases until they expire: a job that is started again at once
-//! finds them held. So the holder of a lease counts as live only after this worker has been in the
-//! table for twice the lease duration of the holder. A worker that was dead when this one joined has
-//! expired in the first half of that time, and some worker has removed it in the second.
+//! finds them held. So the holder of a lease counts as live only if it joined after this worker, or after
+//! this worker has been in the table for twice the lease duration of the holder. A worker that was dead
+//! when this one joined has expired in the first half of that time, and some worker has removed it in the
+//! second.
+//!
+//! The workers of a job do not wait for each other: the one that joined first ends as soon as its own
+//! shards are read, and the others take these shards.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -189,7 +193,9 @@ impl Worker {
 
     /// Returns true if another worker reads its shards to the ending position.
     fn is_reading(&self, holder: &WorkerEntry) -> bool {
-        self.deps.config.is_bounded && self.member_for >= 2 * holder.lease_duration
+        let me = self.table.workers.get(&self.deps.config.worker_id);
+        let is_later = me.is_some_and(|me| me.joined < holder.joined);
+        self.deps.config.is_bounded && (is_later || self.member_for >= 2 * holder.lease_duration)
     }
 
     /// Returns true if the worker knows the current table, has nothing to change in it, and the

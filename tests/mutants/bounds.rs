@@ -161,8 +161,15 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a job leaves shards to a worker that was killed before its start",
         file: "fleet/exhaustion.rs",
-        right: "self.member_for >= 2 * holder.lease_duration",
-        wrong: "self.member_for >= Duration::ZERO",
+        right: "(is_later || self.member_for >= 2 * holder.lease_duration)",
+        wrong: "(is_later || self.member_for >= Duration::ZERO)",
         breaks: &["bounds::jobs::job_that_is_started_again_after_a_kill_reads_the_rest"],
+    },
+    Mistake {
+        what: "the workers of a job wait for each other's lease durations",
+        file: "fleet/exhaustion.rs",
+        right: "me.joined < holder.joined",
+        wrong: "me.joined < holder.joined && false",
+        breaks: &["bounds::jobs::workers_of_a_job_do_not_wait_for_their_lease_durations"],
     },
 ];

@@ -78,6 +78,34 @@ async fn workers_share_a_job_and_all_of_their_streams_end() {
     assert_eq!(all, (0..600).collect::<Vec<_>>());
 }
 
+/// Each worker sees that the other one holds shards, and not that it has read them.
+#[tokio::test(start_paused = true)]
+async fn workers_of_a_job_do_not_wait_for_their_lease_durations() {
+    let lease_duration = 20 * LEASE;
+    let (fleet, end) = job(4).await;
+    let began = Instant::now();
+    let workers = ["first", "second"].map(|name| {
+        let consumer = builder(&fleet, name, end).lease_duration(lease_duration).build().unwrap();
+        tokio::spawn(async move {
+            let (mut records, mut read) = (consumer.records(), 0);
+            while let Some(record) = records.next().await {
+                record.unwrap();
+                read += 1;
+                sleep(SECOND / 2).await;
+            }
+            (read, Instant::now(), consumer, records)
+        })
+    });
+    let mut all = 0;
+    for worker in workers {
+        let (read, ended, ..) = timeout(LONG, worker).await.unwrap().unwrap();
+        assert!(read > 0, "expected each worker to have a share");
+        assert!(ended - began < 2 * lease_duration, "{:?}", ended - began);
+        all += read;
+    }
+    assert!(all >= 400, "{all} records were read");
+}
+
 #[tokio::test(start_paused = true)]
 async fn shards_of_a_worker_that_dies_are_read_by_the_others() {
     let (fleet, end) = job(4).await;
