@@ -39,7 +39,9 @@ pub(crate) async fn seek(arguments: &SeekArguments, aws: &Aws) -> Outcome<()> {
         let from = position::shown(from);
         plan += &format!("  shard {}, now: {from}\n", short(shard.as_str()));
     }
-    if !agreed(target, &plan, "Move the application?")? {
+    // A seek of all shards is followed by the workers of this crate only.
+    let hint = if arguments.shard.is_empty() { "; workers of a KCL are not noticed" } else { "" };
+    if !agreed(target, &plan, "Move the application?", hint)? {
         return Ok(());
     }
     if arguments.shard.is_empty() {
@@ -77,7 +79,7 @@ pub(crate) async fn reset(arguments: &ResetArguments, aws: &Aws) -> Outcome<()> 
         escape(target.stream.as_bytes()),
         counted(status.shards.len() as u64, "shard"),
     );
-    if !agreed(target, &plan, "Delete the positions?")? {
+    if !agreed(target, &plan, "Delete the positions?", "")? {
         return Ok(());
     }
     let cleared = consumer.clear_positions(if_leased(target)).await;
@@ -140,13 +142,19 @@ fn runs(workers: &[String], target: &Target) -> Failure {
         )
 }
 
-/// Describes a worker that has started since the check.
+/// Describes a worker that has started since the check, or a worker of a KCL, which the check does not
+/// see.
 fn in_use_or(error: kinestream::Error, target: &Target) -> Failure {
-    if error.kind() == ErrorKind::InUse {
-        runs(&["a worker".to_owned()], target)
-    } else {
-        error.into()
+    if error.kind() != ErrorKind::InUse {
+        return error.into();
     }
+    let text = error.to_string();
+    let of_kcl = text.split_once(", another client of the store, is reading ");
+    let worker = match of_kcl.and_then(|(before, _)| before.rsplit(' ').next()) {
+        Some(worker) => format!("worker {worker} of a KCL"),
+        None => "a worker".to_owned(),
+    };
+    runs(&[worker], target)
 }
 
 fn if_leased(target: &Target) -> IfLeased {
@@ -165,11 +173,11 @@ fn selected(status: &ApplicationStatus, wanted: &[ShardId]) -> Outcome<Vec<Shard
     Ok(wanted.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect())
 }
 
-/// Shows the plan. Returns true if the change is to be made.
-fn agreed(target: &Target, plan: &str, question: &str) -> Outcome<bool> {
+/// Shows the plan, and `hint` with the lease table of a KCL. Returns true if the change is to be made.
+fn agreed(target: &Target, plan: &str, question: &str, hint: &str) -> Outcome<bool> {
     write_out(plan.as_bytes())?;
     if let Store::DynamoDb(DynamoDb { kcl_table: Some(table), .. }) = &target.store {
-        note(&format!("the rows of KCL table {table} change; workers of a KCL are not noticed"));
+        note(&format!("the rows of KCL table {table} change{hint}"));
     }
     if target.dry_run {
         say("nothing is changed, since this is a dry run\n");

@@ -35,10 +35,10 @@ pub struct ApplicationStatus {
     pub application: String,
     /// The names of the live workers, and of those in `unconfirmed_workers`.
     pub workers: Vec<String>,
-    /// The workers that may be dead: a store without a clock, such as `DynamoDbStore`, does not tell.
-    /// Repeated calls of [`status`](crate::Consumer::status) on one consumer find out: a worker is
-    /// confirmed once another heartbeat of it is seen, and is left out of `workers` once none was seen
-    /// for its lease duration. Empty with other stores.
+    /// The workers that may be dead: one call to a store without a clock, such as `DynamoDbStore`, does
+    /// not show it. Repeated calls of [`status`](crate::Consumer::status) on one consumer do: a worker
+    /// is confirmed once another heartbeat of it is seen, and is left out of `workers` once none was
+    /// seen for its lease duration. Empty with other stores.
     #[cfg_attr(feature = "serde", serde(default))]
     pub unconfirmed_workers: Vec<String>,
     /// The shards that the application knows. Finished shards are included until 365 days after

@@ -213,6 +213,12 @@ async fn running_kcl_keeps_a_reader_waiting_with_a_note() {
          be stopped first"
     );
     assert_eq!(note, expected);
+    for words in ["reset orders", "seek orders --shard 0 --to latest"] {
+        let refused = server.run(&format!("{words} --yes {billing}")).await;
+        let failure = refused.failure();
+        let expected = "error: application billing is running: worker kcl-1 of a KCL\n";
+        assert!(failure.contains(expected), "{words}: {failure}");
+    }
     renewing.abort();
     let ended = tokio::time::timeout(Duration::from_secs(60), child.wait_with_output()).await;
     let ended = ended.expect("expected an end within a minute").unwrap();
