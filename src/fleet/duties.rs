@@ -42,12 +42,15 @@ impl Worker {
         if !self.has_listed || !self.may_move_leases(now) || self.is_balanced(now) {
             return Changes::default();
         }
-        if self.lacks_own_listing() && self.has_free_shard_without_position() {
-            return Changes::default();
-        }
         let rules = &self.deps.config.rules;
         let mut open: BTreeSet<ShardId> = rules.readable(&self.table).cloned().collect();
         open.retain(|shard| !self.deps.discovery.is_missing(shard));
+        if self.lacks_own_listing() {
+            // A shard whose position another client has deleted is finished. The table shows that once
+            // it has all shards of a listing.
+            let leases = &self.table.leases;
+            open.retain(|shard| leases.get(shard).is_some_and(|it| it.checkpoint.is_some()));
+        }
         let exclusions = self.exclusions.active(&self.table, now);
         let list = if !rules.is_partial() {
             balance(&self.table, &open, &exclusions)
@@ -60,7 +63,8 @@ impl Worker {
             let me = &self.deps.config.worker_id;
             pull(&self.table, &open, |shard| rules.selects(shard), &exclusions, me)
         };
-        self.balanced = list.is_empty().then(|| self.balanced_table(now));
+        let is_balanced = list.is_empty() && !self.lacks_own_listing();
+        self.balanced = is_balanced.then(|| self.balanced_table(now));
         Changes::without_listing(list)
     }
 
@@ -68,13 +72,6 @@ impl Worker {
     /// deletes the positions of finished shards.
     fn lacks_own_listing(&self) -> bool {
         self.deps.discovery.forgets_finished_shards && !self.listing.is_applied
-    }
-
-    /// Returns true if a shard without a position may be assigned. If another client has deleted the
-    /// position, the shard is finished, which the table shows once it has all shards of a listing.
-    fn has_free_shard_without_position(&self) -> bool {
-        let is_free = |lease: &Lease| lease.owner.is_none() && lease.checkpoint.is_none();
-        self.table.leases.values().any(is_free)
     }
 
     /// Returns the version of the current table, which is balanced, and the time until which it

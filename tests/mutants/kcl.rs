@@ -111,8 +111,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "KCL: a worker that joins others assigns a shard without a position before it lists",
         file: "fleet/duties.rs",
-        right: "if self.lacks_own_listing() && self.has_free_shard_without_position() {",
-        wrong: "if !self.has_listed && self.has_free_shard_without_position() {",
+        right: "if self.lacks_own_listing() {",
+        wrong: "if !self.has_listed {",
         breaks: &["kcl::deleted::worker_that_joins_others_does_not_read_such_a_shard_again"],
     },
     Mistake {
