@@ -186,9 +186,7 @@ impl ConsumerInner {
             }
         }
     }
-}
 
-impl ConsumerInner {
     /// Fails if another client of the store is reading a shard of the edit. Waits until it is known
     /// whether such a client is alive.
     async fn refuse_other_readers(&self, edit: &AdminEdit) -> Result<()> {

@@ -286,17 +286,16 @@ impl FetchState {
         self.forget_failures();
         (self.state.not_found, self.state.absence) = (FailureStreak::default(), None);
         let millis_behind_latest = self.telemetry.answered(records.len(), bytes, lag);
-        let digits = |record: &RecordRange| record.sequence_number.of(&buffer);
         if let Some(last) = records.last() {
-            let (records, number) = (records.len(), String::from_utf8_lossy(digits(last)));
+            let number = String::from_utf8_lossy(last.sequence_number.of(&buffer));
+            let records = records.len();
             let sequence_number = &*number;
             log_line!(trace, records, bytes, sequence_number, millis_behind_latest, "fetched");
         }
         let invalid = records.iter().position(|record| !record.has_number);
         records.truncate(invalid.unwrap_or(records.len()));
-        let last = records
-            .last()
-            .map(|record| (SequenceNumber::of_digits(digits(record)), record.arrival()));
+        let last =
+            records.last().and_then(|record| Some((record.number(&buffer)?, record.arrival())));
         let context = ResponseContext {
             stream: Arc::clone(self.kinesis.name()),
             shard_id: self.shard_id().clone(),

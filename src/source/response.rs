@@ -101,6 +101,12 @@ impl RecordRange {
         self.arrival_millis.and_then(|millis| DateTime::from_millis(millis).try_into().ok())
     }
 
+    /// Returns the sequence number of a record in this buffer; `None` if it has no valid one.
+    pub(super) fn number(&self, buffer: &[u8]) -> Option<SequenceNumber> {
+        let digits = self.sequence_number.of(buffer);
+        self.has_number.then(|| SequenceNumber::of_digits(digits))
+    }
+
     /// Returns the bytes that Kinesis counts for a record: payload and partition key.
     #[inline]
     pub(super) fn size(&self) -> usize {
@@ -120,9 +126,7 @@ impl FirstRecord {
     /// Returns the first of these records, which are in the buffer.
     pub(super) fn of(records: &[RecordRange], buffer: &[u8]) -> Option<Self> {
         let first = records.first()?;
-        let digits = first.sequence_number.of(buffer);
-        let number = first.has_number.then(|| SequenceNumber::of_digits(digits));
-        Some(Self { number, arrival: first.arrival() })
+        Some(Self { number: first.number(buffer), arrival: first.arrival() })
     }
 }
 

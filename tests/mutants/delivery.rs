@@ -142,7 +142,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         right: "let age = age + MAX_CLOCK_SKEW;",
         wrong: "let age = age + Duration::ZERO;",
         breaks: &[
-            "losses::clock_skew::position_within_five_minutes_of_the_retention_period_is_reported",
+            "losses::quiet_shards::position_within_five_minutes_of_the_retention_period_is_reported",
         ],
     },
 ];

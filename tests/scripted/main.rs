@@ -93,7 +93,6 @@ mod operations {
 /// Records that leave retention.
 mod losses {
     mod after_loss;
-    mod clock_skew;
     mod lagging_readers;
     mod loss_detection;
     mod quiet_shards;

@@ -1,4 +1,4 @@
-//! Positions in DynamoDB, and in the lease table of a KCL: dynoxide beside ferrokinesis.
+//! Positions in DynamoDB, and in the lease table of a KCL: with dynoxide and ferrokinesis.
 
 use std::collections::HashMap;
 use std::time::Duration;

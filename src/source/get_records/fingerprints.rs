@@ -29,7 +29,7 @@ struct Fingerprint {
 impl Fingerprints {
     pub(super) fn of(response: &Response) -> Self {
         let records = response.records.as_deref().unwrap_or_default();
-        let last = records.last().and_then(|record| number(record, &response.buffer));
+        let last = records.last().and_then(|record| record.number(&response.buffer));
         let fingerprint = |record| Fingerprint::of(record, &response.buffer);
         Self {
             records: records.iter().map(fingerprint).collect(),
@@ -51,7 +51,7 @@ impl Fingerprints {
         let mut others = records.iter().map(|record| Fingerprint::of(record, &later.buffer));
         let Some(first) = others.next() else { return Comparison::Inconclusive };
         let Some(start) = self.records.iter().position(|record| record.is_same(first)) else {
-            let number = records.first().and_then(|record| number(record, &later.buffer));
+            let number = records.first().and_then(|record| record.number(&later.buffer));
             let is_trimmed = match (&self.last, number) {
                 (Some(last), Some(number)) => number > *last,
                 _ => false,
@@ -105,8 +105,4 @@ impl Fingerprint {
         };
         self.hash == other.hash && is_near
     }
-}
-
-fn number(record: &RecordRange, buffer: &[u8]) -> Option<SequenceNumber> {
-    SequenceNumber::parse_digits(record.sequence_number.of(buffer))
 }

@@ -177,13 +177,10 @@ impl<'a> Walk<'a> {
     /// no other check.
     #[inline]
     pub(super) fn sequence_number(&mut self) -> Read<(ByteRange, bool)> {
-        let before = self.rest;
-        if let Some(text) = self.known(plain::text)
-            && SequenceNumber::is_one(text)
-        {
+        let number = |rest| plain::text(rest).filter(|(text, _)| SequenceNumber::is_one(text));
+        if let Some(text) = self.known(number) {
             return Ok((self.range_before(text.len())?, true));
         }
-        self.rest = before;
         let range = self.text()?;
         let range = if range.is_absent() { ByteRange::EMPTY } else { range };
         Ok((range, SequenceNumber::is_one(self.get(range))))

@@ -40,7 +40,7 @@ pub(in super::super) enum Gone {
 /// The parents of each shard.
 type Parents = HashMap<ShardId, Vec<ShardId>>;
 
-/// Adds to the rows of a stream, all of them, what the rule says of each lease without one. Leases with a
+/// Adds an entry by the rule for each lease without a row. `rows` are all rows of a stream. Leases with a
 /// pending write are left out: their rows are yet to be written. The buckets were read first, so each
 /// lease has had its row since before the rows were read.
 pub(in super::super) fn fill_gone(rows: &mut Rows, buckets: &[Bucket]) {

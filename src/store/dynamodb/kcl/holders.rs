@@ -1,7 +1,7 @@
 //! The rows that a KCL holds: whether a KCL is alive.
 //!
 //! A KCL that stops does not free its rows, and DynamoDB has no clock. So each read of all rows notes
-//! since when the counter of a row that a KCL holds is the same. A KCL renews each of its rows, by
+//! the time since which the counter of each row that a KCL holds is the same. A KCL renews each of its rows, by
 //! raising the counter, three times in the `failoverTimeMillis` of its configuration. It counts as dead
 //! once none of its rows has changed for a lease duration of this crate.
 
