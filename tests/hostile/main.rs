@@ -10,6 +10,8 @@
 #[path = "../support/black_hole.rs"]
 mod black_hole;
 mod cbor;
+#[path = "../support/free_port.rs"]
+mod free_port;
 #[path = "../support/proxy.rs"]
 mod proxy;
 mod server;

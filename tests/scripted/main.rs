@@ -13,6 +13,8 @@ mod lease_access;
 mod listening;
 #[path = "../support/raw_waker.rs"]
 mod raw_waker;
+#[path = "../support/simulated_clock.rs"]
+mod simulated_clock;
 
 /// Adapters of streams of records.
 mod adapters {
@@ -119,6 +121,7 @@ use kinestream::testing::{Call, Kinesis, Outcome, Stream};
 use kinestream::{
     Consumer, ConsumerBuilder, MemoryStore, Record, Records, ShardId, ShardStatus, StartingPosition,
 };
+use simulated_clock::consumer_of;
 use tokio::time::timeout;
 
 /// Creates a Kinesis with a stream `orders`.
@@ -154,7 +157,8 @@ fn calls(kinesis: &Kinesis, operation: &str) -> Vec<Call> {
 
 /// Returns the builder of a consumer that reads the stream `orders` from its oldest record.
 fn consumer(kinesis: &Kinesis) -> ConsumerBuilder {
-    Consumer::builder(kinesis.client(), "orders").starting_position(StartingPosition::TrimHorizon)
+    consumer_of(kinesis, kinesis.client(), "orders")
+        .starting_position(StartingPosition::TrimHorizon)
 }
 
 /// Returns the next record, which must arrive within ten minutes and without an error.

@@ -45,7 +45,7 @@ const RENEWAL: Duration = LEASE.checked_div(3).unwrap();
 /// the server has restarted: a lease duration and two renewals, plus an allowance for a poll and a
 /// busy machine.
 const READ_AGAIN: Duration =
-    LEASE.saturating_add(RENEWAL.saturating_mul(2)).saturating_add(Duration::from_millis(1500));
+    LEASE.saturating_add(RENEWAL.saturating_mul(2)).saturating_add(Duration::from_millis(2500));
 
 /// The number of records that are put per second.
 const RATE: usize = 200;

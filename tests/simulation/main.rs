@@ -39,6 +39,8 @@ mod reads;
 mod retention;
 #[path = "../support/seeds.rs"]
 mod seeds;
+#[path = "../support/simulated_clock.rs"]
+mod simulated_clock;
 mod store;
 #[path = "../support/trace.rs"]
 mod trace;

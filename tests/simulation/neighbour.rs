@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use crate::checks::RESERVE;
 use crate::plan::Plan;
 use crate::reads::used;
+use crate::simulated_clock::consumer_of;
 use crate::truth::{Promise, Truth};
 
 const SHARDS: usize = 3;
@@ -44,7 +45,7 @@ impl Neighbour {
                 shard.put(vec![0; BYTES]);
             }
         }
-        let consumer = Consumer::builder(kinesis.client(), "payments")
+        let consumer = consumer_of(&kinesis, kinesis.client(), "payments")
             .starting_position(StartingPosition::TrimHorizon)
             .memory_budget(memory_budget)
             .wire_format(plan.wire_format)

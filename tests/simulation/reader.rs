@@ -19,6 +19,7 @@ use crate::neighbour::Neighbour;
 use crate::panics::{Panics, Part};
 use crate::plan::Plan;
 use crate::reads::used;
+use crate::simulated_clock::consumer_of;
 use crate::store::SimulatedStore;
 use crate::truth::{Fact, Facts, Place, Promise, Truth, index_of};
 use crate::world::STORE_RECOVERY;
@@ -89,7 +90,7 @@ impl Reader {
         database: Option<&Database>,
     ) -> Self {
         let client = panics.client(kinesis.client());
-        let mut builder = Consumer::builder(client, "orders").store(store.clone());
+        let mut builder = consumer_of(kinesis, client, "orders").store(store.clone());
         let mut neighbour = None;
         if plan.has_neighbour {
             let budget = MemoryBudget::new(plan.max_buffered_bytes);

@@ -15,6 +15,8 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::sleep;
 
+use crate::free_port::free_port;
+
 /// Treatment of the traffic by the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -45,7 +47,7 @@ struct Rules {
 /// Texts in server responses and their replacements, of equal length.
 type Replacements = Arc<Mutex<Vec<(String, String)>>>;
 
-/// A proxy on a free port. A drop closes all its connections.
+/// A proxy on a port that stays free for it while it is stopped. A drop closes all its connections.
 pub(crate) struct Proxy {
     port: u16,
     rules: watch::Sender<Rules>,
@@ -57,7 +59,7 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// Starts a proxy that forwards to the server on port `target` of 127.0.0.1.
     pub(crate) async fn start(target: u16) -> Self {
-        Self::start_at(0, target).await
+        Self::start_at(free_port(), target).await
     }
 
     /// Starts a proxy that listens on `port`.

@@ -13,6 +13,7 @@ use kinestream::{
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::simulated_clock::consumer_of;
 use crate::{calls, consumer, next, number, orders, shard_of, shards};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -166,7 +167,7 @@ async fn caller_that_keeps_more_than_the_budget_is_served_by_every_shard() {
 }
 
 fn reader(kinesis: &Kinesis, stream: &str, budget: &MemoryBudget) -> (Consumer, Records) {
-    let consumer = Consumer::builder(kinesis.client(), stream)
+    let consumer = consumer_of(kinesis, kinesis.client(), stream)
         .starting_position(StartingPosition::TrimHorizon)
         .memory_budget(budget)
         .build()

@@ -14,14 +14,15 @@ use futures::{FutureExt, StreamExt};
 use kinestream::store::Scope;
 use kinestream::testing::Kinesis;
 use kinestream::{
-    Checkpoint, CheckpointStore, Consumer, ConsumerBuilder, ErrorKind, Event, MemoryStore, Result,
-    ShardId, StartingPosition, Task,
+    Checkpoint, CheckpointStore, ConsumerBuilder, ErrorKind, Event, MemoryStore, Result, ShardId,
+    StartingPosition, Task,
 };
 use tokio::time::{sleep, timeout};
 
 use crate::fleet::fleets::Fleet;
 use crate::gated::{Gated, GatedCall};
 use crate::listening::{is_of_crate, keep_events_on};
+use crate::simulated_clock::consumer_of;
 use crate::{assert_silent, consumer, next, number, orders};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -76,7 +77,7 @@ fn intercepted(kinesis: &Kinesis, operation: &'static str, panics: &Panics) -> C
     let config = kinesis.client().config().to_builder();
     let interceptor = Interceptor { operation, panics: panics.clone() };
     let client = Client::from_conf(config.interceptor(interceptor).build());
-    Consumer::builder(client, "orders").starting_position(StartingPosition::TrimHorizon)
+    consumer_of(kinesis, client, "orders").starting_position(StartingPosition::TrimHorizon)
 }
 
 /// Returns the content of the `TaskRestarted` events so far.

@@ -8,18 +8,19 @@ use futures::future::BoxFuture;
 use kinestream::store::Scope;
 use kinestream::testing::{Kinesis, Outcome, Stream, WrongListing};
 use kinestream::{
-    Checkpoint, CheckpointStore, Consumer, ConsumerBuilder, ErrorKind, Event, Events, IfLeased,
-    MemoryStore, Result, ShardId, StartingPosition,
+    Checkpoint, CheckpointStore, ConsumerBuilder, ErrorKind, Event, Events, IfLeased, MemoryStore,
+    Result, ShardId, StartingPosition,
 };
 use tokio::time::timeout;
 
+use crate::simulated_clock::consumer_of;
 use crate::{assert_silent, consumer, next, number, orders, shards};
 
 const ARN: &str = "arn:aws:kinesis:eu-west-1:123456789012:stream/orders";
 const OTHER_ARN: &str = "arn:aws:kinesis:us-east-1:123456789012:stream/orders";
 
 fn by_arn(kinesis: &Kinesis, arn: &str) -> ConsumerBuilder {
-    Consumer::builder(kinesis.client(), arn).starting_position(StartingPosition::TrimHorizon)
+    consumer_of(kinesis, kinesis.client(), arn).starting_position(StartingPosition::TrimHorizon)
 }
 
 fn shard(number: usize) -> ShardId {

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use kinestream::testing::Kinesis;
-use kinestream::{CheckpointOn, Consumer, MemoryBudget, MemoryStore, StartingPosition};
+use kinestream::{CheckpointOn, MemoryBudget, MemoryStore, StartingPosition};
 use tokio::time::timeout;
 
+use crate::simulated_clock::consumer_of;
 use crate::{next, number, shards};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -19,7 +20,7 @@ async fn consumers_of_two_streams_share_a_store_and_a_budget() {
         let stream = kinesis.create_stream(name, 1);
         stream.shard(0).put("0");
         stream.shard(0).put("1");
-        Consumer::builder(kinesis.client(), name)
+        consumer_of(&kinesis, kinesis.client(), name)
             .starting_position(StartingPosition::TrimHorizon)
             .checkpoint_on(CheckpointOn::Ack)
             .max_in_flight(1)

@@ -19,11 +19,11 @@ use aws_smithy_types::endpoint::Endpoint;
 use futures::{FutureExt, StreamExt};
 use kinestream::testing::{Call, CborSupport, Kinesis, Shard, Stream, aggregate};
 use kinestream::{
-    Consumer, Event, Events, FallbackReason, MemoryStore, Record, Records, StartingPosition,
-    WireFormat,
+    Event, Events, FallbackReason, MemoryStore, Record, Records, StartingPosition, WireFormat,
 };
 use tokio::time::sleep;
 
+use crate::simulated_clock::consumer_of;
 use crate::{calls, consumer, next, number, orders, shard_of};
 
 /// The most records that a trial of CBOR fetches.
@@ -328,7 +328,7 @@ async fn client_with_its_own_protocol_keeps_it() {
             .credentials_provider(Credentials::for_tests())
             .http_client(kinesis.http_client())
             .protocol(protocol);
-        let builder = Consumer::builder(Client::from_conf(config.build()), "orders");
+        let builder = consumer_of(&kinesis, Client::from_conf(config.build()), "orders");
         let consumer = builder.starting_position(StartingPosition::TrimHorizon);
         let consumer = consumer.wire_format(format).build().unwrap();
         let (mut records, mut events) = (consumer.records(), consumer.events());

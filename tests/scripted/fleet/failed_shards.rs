@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::fetching::errors::trimmed_store;
 use crate::fleet::fleets::{Fleet, LEASE, RENEWAL};
+use crate::simulated_clock::consumer_of;
 use crate::{assert_silent, consumer, next, number, orders};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -129,7 +130,7 @@ impl Fleet {
     /// Starts a worker that signs its calls with its name. Returns its consumer and the kinds of
     /// its errors.
     pub(crate) fn start_signed(&self, name: &str) -> (Consumer, Arc<Mutex<Vec<ErrorKind>>>) {
-        let consumer = Consumer::builder(self.kinesis.client_with_key(name), "orders")
+        let consumer = consumer_of(&self.kinesis, self.kinesis.client_with_key(name), "orders")
             .starting_position(StartingPosition::TrimHorizon)
             .store(self.store.clone())
             .worker_id(name)

@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::Act;
 use crate::merged::Merged;
 use crate::seeds::pick;
+use crate::simulated_clock::consumer_of;
 use crate::truth::Promise;
 use crate::wire::without_altering;
 
@@ -159,7 +160,7 @@ impl Act {
         let Job { workers, ending, skips_first } = options;
         let first = self.orders.shard(0).id();
         let begin = |number: usize| {
-            let builder = Consumer::builder(self.kinesis.client(), "orders");
+            let builder = consumer_of(&self.kinesis, self.kinesis.client(), "orders");
             let builder = self.plan.apply(builder).store(self.store.clone());
             let set = |builder: ConsumerBuilder| {
                 let builder = if skips_first {

@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Act;
 use crate::merged::Merged;
+use crate::simulated_clock::consumer_of;
 use crate::truth::{Promise, Truth, index_of};
 
 pub(super) struct ActReader {
@@ -38,7 +39,7 @@ impl Act {
         &self,
         options: impl FnOnce(ConsumerBuilder) -> ConsumerBuilder,
     ) -> ActReader {
-        let builder = Consumer::builder(self.kinesis.client(), "orders");
+        let builder = consumer_of(&self.kinesis, self.kinesis.client(), "orders");
         let builder = options(self.plan.apply(builder).store(self.store.clone()));
         let consumer = builder.build().expect("the plan's options are valid");
         ActReader {

@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use super::Act;
 use crate::plan::ReadMethod;
 use crate::seeds::pick;
+use crate::simulated_clock::consumer_of;
 use crate::truth::Promise;
 use crate::world::PROGRESS_WITHIN;
 
@@ -85,7 +86,7 @@ impl Act {
     }
 
     fn begin_lanes(&self, name: &str, memory_budget: Option<&MemoryBudget>) -> Consumer {
-        let builder = Consumer::builder(self.kinesis.client(), name);
+        let builder = consumer_of(&self.kinesis, self.kinesis.client(), name);
         let builder = builder.store(self.store.clone());
         let builder = match memory_budget {
             Some(budget) => self.plan.apply_to_shared(builder).memory_budget(budget),
