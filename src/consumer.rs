@@ -266,6 +266,9 @@ impl Consumer {
     ///
     /// - [`Configuration`](crate::ErrorKind::Configuration) for a timestamp in the future, and for
     ///   a custom store that does not support leases.
+    /// - [`InUse`](crate::ErrorKind::InUse) if a worker of a KCL, whose lease table has the positions,
+    ///   reads one of the shards: it does not follow a seek. It takes up to the lease duration to see
+    ///   whether such a worker is alive.
     /// - The error of Kinesis if listing the shards still fails after ten seconds of retries.
     /// - [`Unavailable`](crate::ErrorKind::Unavailable) if a shard is missing from the listings for
     ///   ten seconds.

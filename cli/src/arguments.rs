@@ -50,7 +50,7 @@ impl Arguments {
                 store.check()?;
                 // The listing of applications does not call Kinesis.
                 if stream.is_some() {
-                    store.check_endpoints(&self.aws, aws::is_endpoint_set)?;
+                    store.check_endpoints(&self.aws, aws::endpoint_of_variable)?;
                 }
             }
             match &self.command {

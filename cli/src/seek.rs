@@ -39,9 +39,7 @@ pub(crate) async fn seek(arguments: &SeekArguments, aws: &Aws) -> Outcome<()> {
         let from = position::shown(from);
         plan += &format!("  shard {}, now: {from}\n", short(shard.as_str()));
     }
-    // A seek of all shards is followed by the workers of this crate only.
-    let hint = if arguments.shard.is_empty() { "; workers of a KCL are not noticed" } else { "" };
-    if !agreed(target, &plan, "Move the application?", hint)? {
+    if !agreed(target, &plan, "Move the application?")? {
         return Ok(());
     }
     if arguments.shard.is_empty() {
@@ -79,7 +77,7 @@ pub(crate) async fn reset(arguments: &ResetArguments, aws: &Aws) -> Outcome<()> 
         escape(target.stream.as_bytes()),
         counted(status.shards.len() as u64, "shard"),
     );
-    if !agreed(target, &plan, "Delete the positions?", "")? {
+    if !agreed(target, &plan, "Delete the positions?")? {
         return Ok(());
     }
     let cleared = consumer.clear_positions(if_leased(target)).await;
@@ -173,11 +171,11 @@ fn selected(status: &ApplicationStatus, wanted: &[ShardId]) -> Outcome<Vec<Shard
     Ok(wanted.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect())
 }
 
-/// Shows the plan, and `hint` with the lease table of a KCL. Returns true if the change is to be made.
-fn agreed(target: &Target, plan: &str, question: &str, hint: &str) -> Outcome<bool> {
+/// Shows the plan. Returns true if the change is to be made.
+fn agreed(target: &Target, plan: &str, question: &str) -> Outcome<bool> {
     write_out(plan.as_bytes())?;
     if let Store::DynamoDb(DynamoDb { kcl_table: Some(table), .. }) = &target.store {
-        note(&format!("the rows of KCL table {table} change{hint}"));
+        note(&format!("the rows of KCL table {table} change"));
     }
     if target.dry_run {
         say("nothing is changed, since this is a dry run\n");

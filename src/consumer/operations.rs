@@ -91,7 +91,10 @@ impl ConsumerInner {
             let ids = listed.shards.into_iter().map(|shard| shard.id).filter(is_read);
             let positions: Vec<_> =
                 ids.filter(|id| moved.insert(id.clone())).map(position).collect();
-            self.edit(&AdminEdit::Set { positions }, IfLeased::Force).await?;
+            let edit = AdminEdit::Set { positions };
+            // Workers of the application follow the seek, those of another client do not.
+            self.refuse_other_readers(&edit, "").await?;
+            self.edit(&edit, IfLeased::Force).await?;
             listed = self.list_all_shards(&mut confirmations).await?;
         }
         self.wait_for_worker().await;
@@ -166,7 +169,8 @@ impl ConsumerInner {
             return Err(self.in_this_stream(leases_unsupported()));
         }
         if if_leased != IfLeased::Force {
-            self.refuse_other_readers(edit).await?;
+            let choice = ", or pass IfLeased::Force, which discards its unsaved positions";
+            self.refuse_other_readers(edit, choice).await?;
         }
         loop {
             let edited = with_timeout(self.operations.edit(edit, if_leased)).await;
@@ -187,26 +191,30 @@ impl ConsumerInner {
         }
     }
 
-    /// Fails if another client of the store is reading a shard of the edit. Waits until it is known
-    /// whether such a client is alive.
-    async fn refuse_other_readers(&self, edit: &AdminEdit) -> Result<()> {
+    /// Fails if another client of the store is reading a shard of the edit. `choice` is what the caller
+    /// can do besides stopping it. Waits until it is known whether such a client is alive, for at most
+    /// two lease durations: then it counts as alive.
+    async fn refuse_other_readers(&self, edit: &AdminEdit, choice: &str) -> Result<()> {
         let shards: Option<Vec<ShardId>> = match edit {
             AdminEdit::Set { positions } => Some(positions.iter().map(|it| it.0.clone()).collect()),
             AdminEdit::Clear => None,
         };
         let lease_duration = self.settings.worker_config.lease_duration;
+        let patience_ends = Instant::now() + 2 * lease_duration;
         loop {
             let reader = self.operations.other_reader(shards.as_deref(), lease_duration);
             let reader = with_timeout(reader).await.map_err(|error| self.in_this_stream(error))?;
             match reader {
                 None => return Ok(()),
-                Some(OtherReader { undecided: Some(left), .. }) => {
+                Some(OtherReader { undecided: Some(left), .. })
+                    if Instant::now() < patience_ends =>
+                {
                     sleep(left.min(OBSERVATION_INTERVAL)).await;
                 }
                 Some(OtherReader { name, shard, .. }) => {
                     return Err(self.in_use(&format!(
-                        "{name}, another client of the store, is reading {shard}; stop it first, or \
-                         pass IfLeased::Force, which discards its unsaved positions"
+                        "{name}, another client of the store, is reading {shard}; stop it \
+                         first{choice}"
                     )));
                 }
             }

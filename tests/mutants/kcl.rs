@@ -118,8 +118,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "KCL: clear_positions deletes the rows of a live KCL",
         file: "consumer/operations.rs",
-        right: "if if_leased != IfLeased::Force {\n            self.refuse_other_readers(edit).await?;",
-        wrong: "if if_leased != IfLeased::Refuse {\n            self.refuse_other_readers(edit).await?;",
+        right: "if if_leased != IfLeased::Force {",
+        wrong: "if if_leased != IfLeased::Refuse {",
         breaks: &["kcl::edits::positions_of_a_live_kcl_are_not_cleared"],
     },
     Mistake {

@@ -276,6 +276,22 @@ pub(crate) const MISTAKES: &[Mistake] = &[
             "operations::unconfirmed_workers::worker_is_confirmed_once_another_heartbeat_of_it_is_seen",
         ],
     },
+    Mistake {
+        what: "a seek moves the shards of another client",
+        file: "consumer/operations.rs",
+        right: "self.refuse_other_readers(&edit, \"\").await?;",
+        wrong: "",
+        breaks: &["operations::other_readers::seek_is_refused_while_another_client_reads"],
+    },
+    Mistake {
+        what: "an edit waits as long as the state of another client is unknown",
+        file: "consumer/operations.rs",
+        right: "if Instant::now() < patience_ends =>",
+        wrong: "if Instant::now() < patience_ends + 100 * lease_duration =>",
+        breaks: &[
+            "operations::other_readers::edit_counts_a_client_as_alive_after_two_lease_durations_of_doubt",
+        ],
+    },
 ];
 
 #[test]

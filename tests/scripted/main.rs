@@ -88,6 +88,7 @@ mod operations {
     #[cfg(feature = "metrics")]
     mod metrics;
     mod operators;
+    mod other_readers;
     mod readiness;
     mod unconfirmed_workers;
 }

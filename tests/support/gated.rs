@@ -3,11 +3,14 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kinestream::store::Scope;
-use kinestream::store::lease::{Exchange, Exchanged, FencedOutcome, FencedSave, LeaseStore};
+use kinestream::store::lease::{
+    Exchange, Exchanged, FencedOutcome, FencedSave, LeaseStore, OtherReader,
+};
 use kinestream::{Checkpoint, CheckpointStore, Result, ShardId};
 
 /// The kind of a call that passes the gate.
@@ -92,5 +95,18 @@ impl<S: LeaseStore> LeaseStore for Gated<S> {
             self.stored.save_fenced(scope, saves).await
         }
         .boxed()
+    }
+
+    fn forgets_finished_shards(&self) -> bool {
+        self.stored.forgets_finished_shards()
+    }
+
+    fn other_reader<'a>(
+        &'a self,
+        scope: &'a Scope,
+        shards: Option<&'a [ShardId]>,
+        lease_duration: Duration,
+    ) -> BoxFuture<'a, Result<Option<OtherReader>>> {
+        self.stored.other_reader(scope, shards, lease_duration)
     }
 }

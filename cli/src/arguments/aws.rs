@@ -28,7 +28,10 @@ impl Aws {
             return Ok(());
         };
         // Behind another endpoint, regions may have other names.
-        if region == arn.region || self.endpoint_url.is_some() || is_endpoint_set("KINESIS") {
+        if region == arn.region
+            || self.endpoint_url.is_some()
+            || endpoint_of_variable("KINESIS").is_some()
+        {
             return Ok(());
         }
         let named = arn.region;
@@ -39,8 +42,9 @@ impl Aws {
     }
 }
 
-/// Returns true if a variable of the SDK names the endpoint of this service.
-pub(super) fn is_endpoint_set(service: &str) -> bool {
+/// Returns the endpoint of this service that a variable of the SDK names.
+pub(super) fn endpoint_of_variable(service: &str) -> Option<String> {
     let of_service = format!("AWS_ENDPOINT_URL_{service}");
-    [&*of_service, "AWS_ENDPOINT_URL"].into_iter().any(|name| std::env::var_os(name).is_some())
+    let url = [&*of_service, "AWS_ENDPOINT_URL"].into_iter().find_map(std::env::var_os)?;
+    Some(url.to_string_lossy().into_owned())
 }

@@ -135,27 +135,27 @@ impl Store {
     }
 
     /// Refuses a Kinesis of this machine with a DynamoDB of AWS, and the reverse: an endpoint that was
-    /// forgotten. `has_endpoint` tells whether a variable of the SDK names that of a service.
+    /// forgotten. `of_variable` returns the one of a service that a variable of the SDK names.
     pub(super) fn check_endpoints(
         &self,
         aws: &Aws,
-        has_endpoint: impl Fn(&str) -> bool,
+        of_variable: impl Fn(&str) -> Option<String>,
     ) -> Result<(), String> {
         let Self::DynamoDb(DynamoDb { endpoint_url, .. }) = self else { return Ok(()) };
-        let (kinesis, dynamodb) = (aws.endpoint_url.as_deref(), endpoint_url.as_deref());
-        if kinesis.is_some_and(is_local) && dynamodb.is_none() && !has_endpoint("DYNAMODB") {
-            return Err("--endpoint-url is that of Kinesis only, and Kinesis is on this machine; \
-                        pass --dynamodb-endpoint-url as well"
-                .to_owned());
-        }
-        if dynamodb.is_some_and(is_local) && kinesis.is_none() && !has_endpoint("KINESIS") {
-            return Err(
-                "--dynamodb-endpoint-url is that of DynamoDB only, and DynamoDB is on this \
-                        machine; pass --endpoint-url, the one of Kinesis, as well"
-                    .to_owned(),
-            );
-        }
-        Ok(())
+        let kinesis = aws.endpoint_url.clone().or_else(|| of_variable("KINESIS"));
+        let dynamodb = endpoint_url.clone().or_else(|| of_variable("DYNAMODB"));
+        let (here, other, option) = match (kinesis, dynamodb) {
+            (Some(kinesis), None) if is_local(&kinesis) => {
+                ("Kinesis", "DynamoDB", "--dynamodb-endpoint-url")
+            }
+            (None, Some(dynamodb)) if is_local(&dynamodb) => {
+                ("DynamoDB", "Kinesis", "--endpoint-url")
+            }
+            _ => return Ok(()),
+        };
+        Err(format!(
+            "{here} is on this machine, and {other} would be that of AWS; pass {option} as well"
+        ))
     }
 }
 
@@ -274,10 +274,15 @@ mod tests {
             (None, local, "", false),
             (None, local, "DYNAMODB", false),
             (None, local, "KINESIS", true),
+            (None, None, "KINESIS", false),
+            (None, None, "DYNAMODB", false),
+            (remote, None, "KINESIS", true),
         ] {
             let aws = Aws { endpoint_url: kinesis.map(str::to_owned), ..Aws::default() };
             let store = Store::DynamoDb(table("kinestream", None, dynamodb));
-            let checked = store.check_endpoints(&aws, |service| service == variable);
+            let checked = store.check_endpoints(&aws, |service| {
+                local.filter(|_| service == variable).map(str::to_owned)
+            });
             assert_eq!(checked.is_ok(), is_accepted, "{kinesis:?} {dynamodb:?} {variable}");
         }
     }

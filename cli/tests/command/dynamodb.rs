@@ -219,6 +219,12 @@ async fn running_kcl_keeps_a_reader_waiting_with_a_note() {
         let expected = "error: application billing is running: worker kcl-1 of a KCL\n";
         assert!(failure.contains(expected), "{words}: {failure}");
     }
+    // The workers of a KCL do not follow a seek, so --force does not help.
+    let refused = server.run(&format!("seek orders --to latest --yes --force {billing}")).await;
+    let failure = refused.failure();
+    let expected =
+        "kcl-1, another client of the store, is reading shardId-000000000000; stop it first";
+    assert!(failure.contains(expected) && !failure.contains("IfLeased"), "{failure}");
     renewing.abort();
     let ended = tokio::time::timeout(Duration::from_secs(60), child.wait_with_output()).await;
     let ended = ended.expect("expected an end within a minute").unwrap();
@@ -326,7 +332,7 @@ async fn endpoint_of_one_service_is_not_used_for_the_other() {
     let (local, other) = ("http://127.0.0.1:1", "http://127.0.0.1:2");
     for (words, expected) in [
         (format!("--endpoint-url {local}"), "pass --dynamodb-endpoint-url as well"),
-        (format!("--dynamodb-endpoint-url {local}"), "pass --endpoint-url, the one of Kinesis,"),
+        (format!("--dynamodb-endpoint-url {local}"), "pass --endpoint-url as well"),
     ] {
         let words = format!("status orders --application billing --dynamodb {TABLE} {words}");
         let refused = run(&mut command(&words), "").await;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kinestream::{Checkpoint, ErrorKind, IfLeased};
+use kinestream::{Checkpoint, ErrorKind, IfLeased, StartingPosition};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::fake::{FakeKcl, Version};
@@ -35,6 +35,9 @@ async fn positions_of_a_live_kcl_are_not_cleared() {
     assert_eq!(error.kind(), ErrorKind::InUse, "{error}");
     assert!(error.to_string().contains("kcl-"), "{error}");
     assert_eq!(world.table.scan().await.len(), 2, "expected all rows");
+    // The KCL would not follow a seek.
+    let error = operator.seek(StartingPosition::TrimHorizon).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InUse, "{error}");
     kcl.assert_alive();
     kcl.kill().await;
     let killed = Instant::now();
