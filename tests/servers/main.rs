@@ -87,3 +87,5 @@ mod redis_tls;
 mod seeds;
 #[path = "../support/server_process.rs"]
 mod server_process;
+#[path = "../support/slowness.rs"]
+mod slowness;

@@ -29,6 +29,7 @@ use kinestream::testing::{Kinesis, Stream};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::seeds::{SeedResult, Simulation};
+use crate::slowness::Slowness;
 use faults::Fault;
 use servers::{Deployment, Servers};
 use tally::Tally;
@@ -64,8 +65,8 @@ const INTERVAL: Duration = Duration::from_millis(200);
 /// The pause between two records.
 const PUT_PAUSE: Duration = Duration::from_millis(10);
 
-/// The time from a put to the delivery: one poll, plus an allowance for a machine that is busy with
-/// other builds and tests.
+/// The time from a put to the delivery: one poll, plus an allowance for what [`Slowness`] does not see,
+/// such as a server that waits for a processor.
 const DELAY: Duration = INTERVAL.saturating_add(Duration::from_millis(1500));
 
 /// The time after the end of a fault within which every shard is read again: a lease duration and
@@ -151,6 +152,7 @@ struct World {
     servers: Servers,
     workers: Vec<Worker>,
     tally: Tally,
+    slowness: Slowness,
     _kinesis: Kinesis,
     writing: tokio::task::JoinHandle<()>,
 }
@@ -169,7 +171,8 @@ impl World {
             workers.push(Worker::start(index, &kinesis, &servers, acknowledges, &tally).await);
         }
         let writing = tokio::spawn(write(stream, tally.clone()));
-        Self { rng, deployment, servers, workers, tally, _kinesis: kinesis, writing }
+        let slowness = Slowness::measure();
+        Self { rng, deployment, servers, workers, tally, slowness, _kinesis: kinesis, writing }
     }
 
     async fn run(&mut self) {
@@ -211,7 +214,7 @@ impl World {
     /// breaks a promise.
     async fn reads(&self, what: &str, since: Instant, bound: Duration) {
         while let Some(shard) = self.tally.first_unread(since) {
-            if since.elapsed() > bound {
+            if since.elapsed() > bound + self.slowness.since(since) {
                 let detail = format!("shard {shard} is not read within {bound:?} of {what}");
                 return self.tally.break_promise("reads_on", detail);
             }
@@ -224,7 +227,7 @@ impl World {
     async fn is_noticed(&self, what: &str, began: Instant) {
         let bound = 2 * RENEWAL + DELAY;
         while let Some(worker) = self.tally.first_unaware(WORKERS, began) {
-            if began.elapsed() > bound {
+            if began.elapsed() > bound + self.slowness.since(began) {
                 let detail = format!("worker {worker} has not reported {what} within {bound:?}");
                 return self.tally.break_promise("notices_loss", detail);
             }

@@ -176,7 +176,7 @@ async fn positions_in_the_lease_table_of_a_kcl_are_read_and_moved() {
     let seek = format!("seek orders --to trim-horizon --yes {billing}");
     let moved = server.run(&seek).await;
     moved.lines();
-    let note = format!("note: the rows of KCL table {LEASES} change; workers of a KCL are not");
+    let note = format!("note: the rows of KCL table {LEASES} change\n");
     assert!(moved.stderr.contains(&note), "{moved:?}");
     assert_eq!(server.run(&read).await.lines().len(), 10, "expected all records again");
     server.run(&format!("reset orders --yes {billing}")).await.lines();
