@@ -137,11 +137,15 @@ async fn killed_readers_lose_no_record() {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(reader.stdout.take().unwrap()).lines();
-        // The reader is killed after 500 records, while it reads.
-        let (mut read, mut repeated) = (0, 0);
-        while read < 500 && seen.len() < RECORDS {
-            let line = timeout(PATIENCE, lines.next_line()).await.unwrap().unwrap();
-            let Some(line) = line else { panic!("expected the reader to run until it is killed") };
+        // The reader is killed after 500 records, while it reads. It may be ahead of this test, so
+        // what it printed until then counts too.
+        let (mut read, mut repeated, mut killed) = (0, 0, false);
+        loop {
+            let line = timeout(PATIENCE, lines.next_line()).await;
+            let Some(line) = line.expect("expected a further record in time").unwrap() else {
+                assert!(killed, "expected the reader to run until it is killed");
+                break;
+            };
             let Some((_, number)) = line.split_once("read ") else {
                 continue;
             };
@@ -150,8 +154,11 @@ async fn killed_readers_lose_no_record() {
             if !seen.insert(number) {
                 repeated += 1;
             }
+            if !killed && (read >= 500 || seen.len() == RECORDS) {
+                reader.kill().await.unwrap();
+                killed = true;
+            }
         }
-        reader.kill().await.unwrap();
         kills += 1;
         assert!(
             repeated <= MAX_REPEATED,
@@ -159,6 +166,6 @@ async fn killed_readers_lose_no_record() {
         );
     }
     writing.await.unwrap();
-    assert!(kills >= RECORDS / 500, "expected at least {} kills, got {kills}", RECORDS / 500);
+    assert!(kills > 2, "expected more than 2 kills, got {kills}");
     assert_eq!(seen, (0..RECORDS).collect());
 }
