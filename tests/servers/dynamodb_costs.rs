@@ -117,7 +117,20 @@ async fn start(link: &Link, layout: Layout, workers: u32) -> (Vec<Leases>, Cost)
 }
 
 /// Returns the costs in a fleet of this many workers.
+///
+/// A request that a busy machine does not answer in time is sent again, and costs twice. Such a
+/// measurement does not count.
 async fn costs(layout: Layout, workers: u32) -> BTreeMap<&'static str, Cost> {
+    for _ in 0..5 {
+        if let Some(costs) = measured_costs(layout, workers).await {
+            return costs;
+        }
+    }
+    panic!("expected a measurement in which the server answers each request in time");
+}
+
+/// Returns the costs, or `None` if the server did not answer a request in time.
+async fn measured_costs(layout: Layout, workers: u32) -> Option<BTreeMap<&'static str, Cost>> {
     let mut shown = BTreeMap::new();
     let (server, _store) = DynamoDbServer::with_table().await;
     if layout == Layout::Kcl {
@@ -171,7 +184,7 @@ async fn costs(layout: Layout, workers: u32) -> BTreeMap<&'static str, Cost> {
     for (what, cost) in &shown {
         println!("{layout:?}, {workers} workers, {what}: {cost:?}");
     }
-    shown
+    (link.abandoned() == 0).then_some(shown)
 }
 
 fn cost(requests: usize, reads: f64, writes: f64) -> Cost {

@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -54,6 +55,7 @@ pub(crate) struct Link {
     port: u16,
     decide: Arc<Decide>,
     sent: Arc<Mutex<Vec<Sent>>>,
+    abandoned: Arc<AtomicUsize>,
 }
 
 impl fmt::Debug for Link {
@@ -69,7 +71,8 @@ impl Link {
         server: &DynamoDbServer,
         decide: impl Fn(&str, &mut Value) -> Fault + Send + Sync + 'static,
     ) -> Self {
-        Self { port: server.port(), decide: Arc::new(decide), sent: Arc::default() }
+        let (sent, abandoned) = (Arc::default(), Arc::default());
+        Self { port: server.port(), decide: Arc::new(decide), sent, abandoned }
     }
 
     /// Creates a link that fails the first attempt of each request in this way.
@@ -101,6 +104,24 @@ impl Link {
     pub(crate) fn take(&self) -> Vec<Sent> {
         std::mem::take(&mut *self.sent.lock().unwrap())
     }
+
+    /// Returns the number of requests that the client gave up before their answers arrived. They are
+    /// not among the sent ones.
+    pub(crate) fn abandoned(&self) -> usize {
+        self.abandoned.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts a request that is dropped before its answer has arrived.
+struct Pending {
+    abandoned: Arc<AtomicUsize>,
+    is_answered: bool,
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.abandoned.fetch_add(usize::from(!self.is_answered), Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug)]
@@ -121,7 +142,9 @@ impl HttpConnector for Connector {
         request.headers_mut().insert("content-length", bytes.len().to_string());
         *request.body_mut() = SdkBody::from(bytes);
         let (inner, sent) = (self.inner.clone(), Arc::clone(&self.link.sent));
+        let abandoned = Arc::clone(&self.link.abandoned);
         HttpConnectorFuture::new(async move {
+            let mut pending = Pending { abandoned, is_answered: false };
             let failed = |why: &str| ConnectorError::io(why.to_owned().into());
             let answer = match fault {
                 Fault::Unsent => return Err(failed("connection refused by the test")),
@@ -144,6 +167,7 @@ impl HttpConnector for Connector {
             let bytes = read.map_err(|_| failed("answer cut short"))?.into_bytes();
             let units = units(&serde_json::from_slice(&bytes).unwrap_or_default());
             sent.lock().unwrap().push(Sent { operation, body, units });
+            pending.is_answered = true;
             if matches!(fault, Fault::Lost) {
                 return Err(failed("answer lost by the test"));
             }
