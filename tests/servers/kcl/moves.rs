@@ -7,6 +7,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use super::fake::{FAILOVER, FakeKcl, Version};
+use super::requests::Lease;
 use super::watch::Watch;
 use super::world::{Fleet, LEASE, World};
 
@@ -179,12 +180,8 @@ async fn kcl_that_is_started_by_mistake_costs_no_record() {
         sleep(Duration::from_secs(2)).await;
         // Without new records nothing is saved, and the KCL takes the leases for expired.
         load.abort();
-        sleep(3 * FAILOVER).await;
-        let rows = world.table.scan().await;
-        assert!(
-            rows.iter().any(|row| row.owner != row.claimed_by && !row.is_ended()),
-            "expected the KCL to take leases: {rows:?}"
-        );
+        let is_back = |row: &Lease| row.owner == row.claimed_by || row.is_ended();
+        world.wait_until("the KCL takes leases", |rows| !rows.iter().all(is_back)).await;
         let load = self::load(&world, Rng::with_seed(4));
         sleep(Duration::from_secs(4)).await;
         intruder.assert_alive();
@@ -193,11 +190,9 @@ async fn kcl_that_is_started_by_mistake_costs_no_record() {
         sleep(Duration::from_secs(2)).await;
         load.abort();
         world.drain(DRAIN).await;
-        let rows = world.table.scan().await;
-        assert!(
-            rows.iter().all(|row| row.owner == row.claimed_by || row.is_ended()),
-            "expected the rows back at the next save: {rows:?}"
-        );
+        world
+            .wait_until("the next saves have the rows back", |rows| rows.iter().all(is_back))
+            .await;
         fleet.close().await;
         watch.end().await;
         let (count, repeats) = (world.ledger.len(), world.ledger.repeats());

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::fake::{FakeKcl, Version};
 use super::ledger::Ledger;
-use super::requests::{Item, LeaseTable};
+use super::requests::{Item, Lease, LeaseTable};
 use crate::dynamodb_kcl_layout::create_lease_table;
 use crate::dynamodb_server::DynamoDbServer;
 
@@ -120,13 +120,21 @@ impl World {
 
     /// Waits until a KCL has deleted the rows of finished shards but for this number.
     pub(crate) async fn wait_for_rows(&self, number: usize) {
-        timeout(LIMIT, async {
-            while self.table.scan().await.len() > number {
-                sleep(Duration::from_millis(100)).await;
+        let what = "the KCL has deleted the rows of finished shards";
+        self.wait_until(what, |rows| rows.len() <= number).await;
+    }
+
+    /// Waits until the rows are as expected.
+    pub(crate) async fn wait_until(&self, what: &str, is_met: impl Fn(&[Lease]) -> bool) {
+        let begun = Instant::now();
+        loop {
+            let rows = self.table.scan().await;
+            if is_met(&rows) {
+                return;
             }
-        })
-        .await
-        .expect("expected the KCL to delete the rows of finished shards");
+            assert!(begun.elapsed() < LIMIT, "expected that {what}: {rows:#?}");
+            sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// Reads the only shard with a worker of this crate, so that it has a lease.
