@@ -37,7 +37,7 @@ pub use records::Records;
 use session::Session;
 use settings::Settings;
 pub use shards::Shards;
-pub use status::{ApplicationStatus, ShardState, ShardStatus};
+pub use status::{ApplicationStatus, ShardState, ShardStatus, WorkerStatus};
 
 /// The time within which [`Consumer::close`] saves pending checkpoints and releases the leases.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);

@@ -28,13 +28,17 @@ mod exclusions;
 mod exhaustion;
 #[cfg(test)]
 mod fixtures;
+mod load_meter;
+mod moves;
 mod opening;
 mod owned_shards;
 mod reachability;
 mod stranded;
 mod supervision;
+mod weights;
 mod worker;
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -97,6 +101,8 @@ pub(crate) struct WorkerConfig {
     pub(crate) discovery_interval: Duration,
     /// The time for which a lease is valid without renewal. Leases are renewed every third of it.
     pub(crate) lease_duration: Duration,
+    /// The load that this worker can take relative to others.
+    pub(crate) capacity: f64,
     pub(crate) handoff_timeout: Duration,
     pub(crate) poll_timeout: Option<Duration>,
     /// True if the store keeps no leases. They are in memory, and no other worker can acquire one.
@@ -105,4 +111,17 @@ pub(crate) struct WorkerConfig {
     pub(crate) max_unflushed: Duration,
     /// The wall clock of the host.
     pub(crate) clock: Clock,
+}
+
+impl WorkerConfig {
+    /// Returns the capacity in hundredths, as the lease table has it.
+    fn size(&self) -> NonZeroU32 {
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "the capacity is checked, and a cast of any other number saturates"
+        )]
+        let hundredths = (self.capacity * 100.0).round() as u32;
+        NonZeroU32::new(hundredths).unwrap_or(NonZeroU32::MIN)
+    }
 }

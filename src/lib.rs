@@ -216,6 +216,7 @@ pub use adapters::{
 pub use checkpoint::{Checkpoint, InFlightLimit};
 pub use consumer::{
     ApplicationStatus, Consumer, ConsumerBuilder, Health, Records, ShardState, ShardStatus, Shards,
+    WorkerStatus,
 };
 pub use discovery::{ShardOrdering, ShardPosition, StartingPosition};
 pub use error::{Error, ErrorKind, Result};

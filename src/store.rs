@@ -106,7 +106,7 @@
 //! | `kinestream:{application:stream}:format` | string | `1` |
 //! | `kinestream:{application:stream}:checkpoints` | hash | the [`Checkpoint`] of each shard as text |
 //! | `kinestream:{application:stream}:leases` | hash | per shard `epoch owner next_owner origin parents state start unlisted added` |
-//! | `kinestream:{application:stream}:workers` | hash | per worker `incarnation joined duration expiry capacity` |
+//! | `kinestream:{application:stream}:workers` | hash | per worker `incarnation joined duration expiry capacity size load` |
 //! | `kinestream:{application:stream}:fleet` | hash | `generation`, `version`, `cleared` and `first_poll` of the [table](lease::LeaseTable); `keys`, the names of the other keys that exist |
 //! | `kinestream:{application:stream}:steps` | list | for each of the last 256 steps its version, the one before, and the changed fields, in `MessagePack`. Workers that know one of these versions read only what has changed since |
 //!
@@ -114,7 +114,10 @@
 //! by commas. The state is `LOST` if the shard [expired](lease::Lease::is_shard_expired) before it
 //! was read to its end. `start` is the first sequence number of the shard. `unlisted` is the time
 //! at which a listing first lacked the finished shard. `added` is the time at which the shard was
-//! added. Further words after these are kept as they are. Epochs, durations, expiries,
+//! added. A worker's `capacity` is the most shards that it accepts, `size` its
+//! [`capacity`](crate::ConsumerBuilder::capacity) in hundredths, and `load` is
+//! [its load](lease::WorkerLoad): `others:strain`, and `,shard:load` for each named shard. Further words
+//! after these are kept as they are. Epochs, durations, expiries,
 //! `unlisted`, `added` and `cleared` are in milliseconds; `joined`, origins, generations and
 //! versions are in microseconds. Both use the clock of Redis. `first_poll` is in milliseconds, by
 //! the clock of a worker.

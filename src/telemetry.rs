@@ -44,7 +44,7 @@ use panic_guard::Sink;
 pub(crate) use panic_guard::{Spanned, log_line};
 pub(crate) use polls::PollCounter;
 use shard::ShardGauges;
-pub(crate) use shard::{InFlight, ShardTelemetry};
+pub(crate) use shard::{InFlight, Reading, ShardTelemetry};
 
 /// The number of events by which a listener may lag behind before it misses events.
 const LONGEST_BACKLOG: usize = 1024;
@@ -208,6 +208,11 @@ impl Telemetry {
     /// not fetched yet.
     pub(crate) fn millis_behind_latest(&self, id: &ShardId) -> Option<i64> {
         self.gauges(id)?.millis_behind_latest()
+    }
+
+    /// Returns what this consumer has read of a shard; `None` for a shard that is not read here.
+    pub(crate) fn reading(&self, id: &ShardId) -> Option<Reading> {
+        Some(self.gauges(id)?.reading())
     }
 
     /// Returns the records in flight of a shard; `None` for a shard that is not read here.

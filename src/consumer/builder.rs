@@ -465,6 +465,23 @@ impl ConsumerBuilder {
         self
     }
 
+    /// Sets the load that this worker can take relative to the other workers of the fleet. A worker with
+    /// 2.0 gets twice the [load](crate::guide::fleets#load) of one with 1.0.
+    ///
+    /// Default: 1.0. 0.01 to 1,000, in steps of 0.01.
+    ///
+    /// ```
+    /// # fn example(builder: kinestream::ConsumerBuilder) -> kinestream::ConsumerBuilder {
+    /// let cores = std::thread::available_parallelism().map_or(1.0, |cores| cores.get() as f64);
+    /// builder.capacity(cores)
+    /// # }
+    /// ```
+    #[doc(alias("weight", "balance", "rebalance"))]
+    pub fn capacity(mut self, capacity: f64) -> Self {
+        self.settings.worker_config.capacity = capacity;
+        self
+    }
+
     /// Sets the time for which a handoff waits for the unacknowledged records of the shard. Records
     /// that are not acknowledged in this time are delivered again by the other worker.
     ///

@@ -24,6 +24,10 @@ const MAX_OPTION_TIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const MIN_LEASE_DURATION: Duration = Duration::from_secs(2);
 const MAX_LEASE_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// The lease table has capacities in hundredths.
+const MIN_CAPACITY: f64 = 0.01;
+const MAX_CAPACITY: f64 = 1000.0;
+
 /// The default of `max_buffered_bytes`.
 const BUFFERED_BYTES: usize = 64 * 1024 * 1024;
 
@@ -84,6 +88,7 @@ impl Default for Settings {
                 checkpoint_on: CheckpointOn::default(),
                 discovery_interval: Duration::from_secs(30),
                 lease_duration: Duration::from_secs(10),
+                capacity: 1.0,
                 handoff_timeout: Duration::from_secs(30),
                 poll_timeout: None,
                 max_unflushed: Duration::from_secs(60),
@@ -135,6 +140,12 @@ impl Settings {
             return Err(format!(
                 "lease_duration is {:?}, but must be at least {MIN_LEASE_DURATION:?} and at most a day",
                 rules.lease_duration
+            ));
+        }
+        if !(MIN_CAPACITY..=MAX_CAPACITY).contains(&rules.capacity) {
+            return Err(format!(
+                "capacity is {}, but must be {MIN_CAPACITY} to {MAX_CAPACITY}",
+                rules.capacity
             ));
         }
         check_duration("handoff_timeout", rules.handoff_timeout, Duration::ZERO)?;

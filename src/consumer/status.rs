@@ -1,12 +1,15 @@
 //! The status of an application, which any of its consumers can read.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::ConsumerInner;
 use crate::checkpoint::{Checkpoint, InFlightLimit};
 use crate::error::Result;
 use crate::record::ShardId;
+use crate::store::lease::{WorkerEntry, WorkerLoad};
 use crate::telemetry::ShardFailure;
 
 /// The status of an application on one stream: its workers, and the state and owner of every shard.
@@ -41,9 +44,39 @@ pub struct ApplicationStatus {
     /// seen for its lease duration. Empty with other stores.
     #[cfg_attr(feature = "serde", serde(default))]
     pub unconfirmed_workers: Vec<String>,
+    /// The loads of the workers in `workers`, as they state them.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub worker_status: BTreeMap<String, WorkerStatus>,
     /// The shards that the application knows. Finished shards are included until 365 days after
     /// listings stopped showing them.
     pub shards: BTreeMap<ShardId, ShardStatus>,
+}
+
+/// The load of one worker, by which the fleet [shares the shards](crate::guide::fleets).
+///
+/// ```no_run
+/// # async fn example(consumer: kinestream::Consumer) -> kinestream::Result<()> {
+/// let status = consumer.status().await?;
+/// for (worker, status) in status.worker_status.iter().filter(|(_, status)| status.strain > 0) {
+///     println!("{worker} falls behind: {status:?}");
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct WorkerStatus {
+    /// The bytes per second that arrive in the worker's shards, in whole KiB, as it stated them last: it
+    /// does so once they differ by a tenth. `None` before the first measurement, at most three
+    /// renewals after the worker has joined, and for a worker of an earlier version.
+    pub bytes_per_second: Option<u64>,
+    /// The worker's [`capacity`](crate::ConsumerBuilder::capacity), in hundredths; `None` for a worker
+    /// of an earlier version.
+    pub capacity_percent: Option<u32>,
+    /// The degree to which the worker falls behind because its caller holds it up: 0 if it keeps up, at
+    /// most 5. With each degree, the worker receives a fifth less; after an hour in which it keeps up,
+    /// its strain goes down by one.
+    pub strain: u32,
 }
 
 /// The status of one shard.
@@ -131,6 +164,16 @@ pub enum ShardState {
     Unreadable,
 }
 
+fn worker_status((name, entry): (&Arc<str>, &WorkerEntry)) -> (String, WorkerStatus) {
+    let load = entry.load.as_ref();
+    let status = WorkerStatus {
+        bytes_per_second: load.map(|load| load.total().saturating_mul(1024)),
+        capacity_percent: entry.size.map(NonZeroU32::get),
+        strain: load.map_or(0, |load| load.strain.min(WorkerLoad::MAX_STRAIN)),
+    };
+    (name.to_string(), status)
+}
+
 impl ConsumerInner {
     /// Implements [`Consumer::status`](super::Consumer::status).
     pub(super) async fn status(&self) -> Result<ApplicationStatus> {
@@ -181,6 +224,7 @@ impl ConsumerInner {
             application: self.scope.application().to_owned(),
             workers: table.workers.keys().map(ToString::to_string).collect(),
             unconfirmed_workers: unconfirmed,
+            worker_status: table.workers.iter().map(worker_status).collect(),
             shards: shards.collect(),
         })
     }

@@ -145,6 +145,8 @@ impl ScopeMigration {
             incarnation: fastrand::u64(1..),
             lease_duration: NO_LEASE,
             capacity: 0,
+            size: None,
+            load: None,
             leaving: true,
             known,
             only_if_unchanged: known.is_some(),

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::balance::{balance, pull};
+use super::balance::{Moves, balance, pull};
 use super::exhaustion::Exhaustion;
-use super::owned_shards::Reconciliation;
+use super::load_meter::ReadShard;
+use super::owned_shards::{OwnedShard, Reconciliation};
+use super::weights::Weights;
 use super::worker::{AppliedListing, BalancedTable, TaskOutcome, WantedTable, Worker};
 use crate::discovery::{Changes, Loss, Report};
 use crate::error::{Error, ErrorKind, contain};
@@ -53,7 +55,10 @@ impl Worker {
         }
         let exclusions = self.exclusions.active(&self.table, now);
         let list = if !rules.is_partial() {
-            balance(&self.table, &open, &exclusions)
+            let weights = Weights::of(&self.table);
+            let is_ready = weights.are_complete() && self.move_times.ready_at() <= now;
+            let moves = if is_ready { Moves::ByLoad } else { Moves::Urgent };
+            balance(&self.table, &open, &exclusions, &weights, moves)
         } else if self.accepts_nothing() {
             Vec::new()
         } else if self.is_full() {
@@ -77,7 +82,9 @@ impl Worker {
     /// Returns the version of the current table, which is balanced, and the time until which it
     /// stays so.
     pub(super) fn balanced_table(&self, now: Instant) -> BalancedTable {
-        BalancedTable { version: self.table.version, until: self.exclusions.next_end(now) }
+        let ready = Some(self.move_times.ready_at()).filter(|ready| now < *ready);
+        let until = self.exclusions.next_end(now).into_iter().chain(ready).min();
+        BalancedTable { version: self.table.version, until }
     }
 
     pub(super) fn is_balanced(&self, now: Instant) -> bool {
@@ -198,6 +205,7 @@ impl Worker {
         self.report_resharding(&table);
         self.report_unreadable(&table);
         self.exclusions.observe(&self.table, &table);
+        self.move_times.observe(&self.table, &table, Instant::now());
         self.deps.telemetry.retain_failures(|shard| table.leases.contains_key(shard));
         self.table = table;
         self.note_stranded();
@@ -337,6 +345,16 @@ impl Worker {
             return u32::MAX;
         };
         u32::try_from(accepted).unwrap_or(u32::MAX)
+    }
+
+    /// Measures the load of the worker's shards, once in each interval between renewals.
+    pub(super) fn measure_load(&mut self) {
+        let read = |(id, holding): (&ShardId, &OwnedShard)| {
+            let reading = self.deps.telemetry.reading(id)?;
+            Some(ReadShard { id: id.clone(), epoch: holding.lease_handle.epoch(), reading })
+        };
+        let read = self.owned.shards.iter().filter_map(read).collect();
+        self.load.measure(Instant::now(), read, &Weights::of(&self.table));
     }
 
     /// Returns true if the worker accepts no further lease.

@@ -154,6 +154,8 @@ impl Worker {
             incarnation: self.incarnation,
             lease_duration: self.deps.config.lease_duration,
             capacity: self.capacity(&changes),
+            size: Some(self.deps.config.size()),
+            load: self.load.stated().cloned(),
             leaving: false,
             known: (is_known || only_if_unchanged).then_some(known),
             only_if_unchanged,

@@ -12,6 +12,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::exclusions::ExclusionTracker;
 use super::exhaustion::{Exhaustion, StreamEnd};
+use super::load_meter::LoadMeter;
+use super::moves::MoveTimes;
 use super::owned_shards::OwnedShards;
 use super::reachability::Reachability;
 use super::{AssignedShard, WorkerDeps};
@@ -65,6 +67,8 @@ pub(crate) struct Worker {
     pub(super) edit_waiters: Vec<oneshot::Sender<()>>,
     /// Shards that workers have released unread.
     pub(super) exclusions: ExclusionTracker,
+    pub(super) load: LoadMeter,
+    pub(super) move_times: MoveTimes,
     /// The shards that the store cannot read and that were reported to the caller.
     pub(super) unreadable: BTreeSet<ShardId>,
     /// The version of the table that is known to be balanced.
@@ -84,7 +88,8 @@ pub(crate) struct Worker {
 /// A version of the table in which no lease has to move.
 pub(super) struct BalancedTable {
     pub(super) version: u64,
-    /// The end of the exclusion that ends next, after which a lease may have to move.
+    /// The time after which a lease may have to move: the end of an exclusion, or of the rest after a
+    /// move.
     pub(super) until: Option<Instant>,
 }
 
@@ -164,6 +169,8 @@ impl Worker {
             added_children: Vec::new(),
             edit_waiters: Vec::new(),
             exclusions: ExclusionTracker::new(deps.config.worker_id.clone()),
+            load: LoadMeter::new(deps.config.lease_duration / 3, now),
+            move_times: MoveTimes::new(deps.config.lease_duration / 3, now),
             unreadable: BTreeSet::new(),
             balanced: None,
             has_listed: false,
@@ -213,6 +220,7 @@ impl Worker {
             let has_news = !self.pending.is_empty() || !self.added_children.is_empty();
             if self.renew_at <= Instant::now() || is_ready && has_news {
                 self.check_callers();
+                self.measure_load();
                 self.release_reached();
                 self.check_reachability();
                 self.exchange().await;

@@ -132,6 +132,7 @@ mod change;
 mod contract;
 mod heartbeat;
 mod leases;
+mod load;
 mod rules;
 mod saves;
 mod table;
@@ -150,6 +151,7 @@ pub use heartbeat::{
     FencedCheckpoint, HeartbeatRequest, HeartbeatResponse, Membership, SaveOutcome,
 };
 pub use leases::Leases;
+pub use load::WorkerLoad;
 pub use rules::FINISHED_SHARD_RETENTION;
 pub use table::{Lease, LeaseTable, WorkerEntry};
 #[cfg(feature = "dynamodb")]

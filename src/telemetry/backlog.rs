@@ -37,6 +37,11 @@ impl Backlog {
         batches.waiting.push_back(Waiting { end, at: Instant::now(), millis_behind_latest });
     }
 
+    /// Returns the number of records fetched so far.
+    pub(super) fn count(&self) -> u64 {
+        self.lock().fetched
+    }
+
     /// Returns the age and the current lag in milliseconds of the oldest batch with an undelivered
     /// record.
     pub(super) fn oldest(&self, delivered: u64) -> Option<(Duration, i64)> {

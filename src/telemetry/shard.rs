@@ -1,13 +1,16 @@
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::backlog::Backlog;
 use super::metrics::ShardMetrics;
 use super::{Event, Spanned, Task, Telemetry, log_line};
 use crate::checkpoint::{InFlightLimit, Watermark};
 use crate::error::{Error, ErrorKindSet};
+use crate::mutex::Mutex;
 use crate::record::ShardId;
 
 /// The lag before the first response that has one.
@@ -25,6 +28,10 @@ pub(super) struct ShardGauges {
     id: ShardId,
     /// The lag of the last response, in milliseconds, or [`UNKNOWN`].
     millis_behind_latest: AtomicI64,
+    /// The bytes of all responses.
+    fetched_bytes: AtomicU64,
+    /// The arrival time up to which the responses reach: that of the last one, less its lag.
+    reached: Mutex<Option<Instant>>,
     backlog: Backlog,
     /// True if a user record was left out.
     left_out: AtomicBool,
@@ -50,6 +57,20 @@ pub(crate) struct InFlight {
     pub(crate) undelivered: Option<Duration>,
 }
 
+/// The progress of reading a shard since it was opened.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Reading {
+    /// The bytes of all responses.
+    pub(crate) bytes: u64,
+    /// The number of records fetched and of records delivered.
+    pub(crate) records: u64,
+    pub(crate) delivered: u64,
+    /// The arrival time up to which the responses reach; `None` before the first one.
+    pub(crate) reached: Option<Instant>,
+    /// True if the caller has not taken or acknowledged all that was fetched.
+    pub(crate) is_held_up: bool,
+}
+
 impl ShardGauges {
     fn delivered(&self) -> u64 {
         // Without a watermark the shard is not read, and no record is due.
@@ -61,6 +82,18 @@ impl ShardGauges {
         let last = self.millis_behind_latest.load(Ordering::Relaxed);
         let oldest = self.backlog.oldest(self.delivered()).map(|(_, millis)| millis);
         (last != UNKNOWN).then(|| oldest.unwrap_or(last).max(last))
+    }
+
+    pub(super) fn reading(&self) -> Reading {
+        let in_flight = self.in_flight();
+        let records = self.backlog.count();
+        Reading {
+            bytes: self.fetched_bytes.load(Ordering::Relaxed),
+            records,
+            delivered: self.delivered().min(records),
+            reached: *self.reached.lock(),
+            is_held_up: in_flight.held_by.is_some() || in_flight.undelivered.is_some(),
+        }
     }
 
     pub(super) fn has_reached(&self) -> bool {
@@ -113,6 +146,8 @@ impl ShardTelemetry {
         let gauges = ShardGauges {
             id,
             millis_behind_latest,
+            fetched_bytes: AtomicU64::new(0),
+            reached: Mutex::new(None),
             backlog,
             left_out,
             has_reached,
@@ -224,9 +259,14 @@ impl ShardTelemetry {
     pub(crate) fn answered(&self, records: usize, bytes: usize, lag: Option<i64>) -> i64 {
         let lag = lag.map(|millis| millis.max(0));
         self.telemetry.fetched();
+        self.gauges.fetched_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         let before = self.gauges.millis_behind_latest.load(Ordering::Relaxed);
         let last = lag.unwrap_or(before);
         self.gauges.millis_behind_latest.store(last, Ordering::Relaxed);
+        let lag_time = Duration::from_millis(u64::try_from(last).unwrap_or(0));
+        if let Some(reached) = Instant::now().checked_sub(lag_time) {
+            *self.gauges.reached.lock() = Some(reached);
+        }
         let behind = self.gauges.millis_behind_latest().unwrap_or(0);
         self.telemetry
             .contain(Task::Metrics, || self.gauges.metrics.answered(records, bytes, behind));

@@ -187,9 +187,9 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         what: "shards are not balanced",
-        file: "fleet/balance.rs",
-        right: "while held.len() > *quota {",
-        wrong: "while held.len() > *quota + 2 {",
+        file: "fleet/balance/evening.rs",
+        right: "heavy.load() >= light.load() + 2 * self.least_gain()",
+        wrong: "heavy.load() >= light.load() + 6 * self.least_gain()",
         breaks: &["Evenness"],
     },
     Mistake {

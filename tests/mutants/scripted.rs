@@ -292,6 +292,27 @@ pub(crate) const MISTAKES: &[Mistake] = &[
             "operations::other_readers::edit_counts_a_client_as_alive_after_two_lease_durations_of_doubt",
         ],
     },
+    Mistake {
+        what: "the load of the shards is not measured",
+        file: "fleet/duties.rs",
+        right: "let read = self.owned.shards.iter().filter_map(read).collect();",
+        wrong: "let read = self.owned.shards.iter().filter_map(read).take(0).collect();",
+        breaks: &["fleet::loads::hot_shards_are_shared_and_then_no_lease_moves"],
+    },
+    Mistake {
+        what: "a worker does not state its capacity",
+        file: "fleet/exchange.rs",
+        right: "size: Some(self.deps.config.size()),",
+        wrong: "size: std::num::NonZeroU32::new(100),",
+        breaks: &["fleet::loads::larger_worker_receives_more"],
+    },
+    Mistake {
+        what: "a caller that holds up records is not noticed",
+        file: "telemetry/shard.rs",
+        right: "is_held_up: in_flight.held_by.is_some() || in_flight.undelivered.is_some(),",
+        wrong: "is_held_up: in_flight.held_by.is_some(),",
+        breaks: &["fleet::loads::worker_that_falls_behind_gives_leases_away_until_it_keeps_up"],
+    },
 ];
 
 #[test]

@@ -176,4 +176,82 @@ pub(crate) const MISTAKES: &[Mistake] = &[
             "adapters::batches::tests::batch_that_is_due_is_yielded_without_a_poll_of_the_stream",
         ],
     },
+    Mistake {
+        what: "a worker that reads slowly states a low load",
+        file: "fleet/load_meter.rs",
+        right: "let kib = per_second(self.base.bytes, reading.bytes, covered) / KIB;",
+        wrong: "let kib = per_second(self.base.bytes, reading.bytes, renewal.as_secs_f64()) / KIB;",
+        breaks: &["fleet::load_meter::tests::load_is_what_arrives_however_fast_it_is_read"],
+    },
+    Mistake {
+        what: "a worker is strained by what Kinesis is slow at",
+        file: "fleet/load_meter.rs",
+        right: "let is_behind = is_held_up && is_taken",
+        wrong: "let is_behind = (is_held_up || true) && is_taken",
+        breaks: &[
+            "fleet::load_meter::tests::strain_rises_only_while_the_caller_holds_up_and_goes_down_after_an_hour",
+        ],
+    },
+    Mistake {
+        what: "the load is stated at each renewal",
+        file: "fleet/load_meter.rs",
+        right: "|| difference > IDLE + stated.total().max(load.total()) / part",
+        wrong: "|| difference > 0",
+        breaks: &["fleet::load_meter::tests::load_is_stated_once_it_differs_by_a_tenth"],
+    },
+    Mistake {
+        what: "noise of the load is stated",
+        file: "fleet/load_meter.rs",
+        right: "(self.load(|rate| rate.long), STATED_PART)",
+        wrong: "(recent, STATED_PART)",
+        breaks: &[
+            "fleet::load_meter::tests::noise_states_nothing_and_a_large_change_is_stated_at_once",
+        ],
+    },
+    Mistake {
+        what: "a worker is strained while its store is away",
+        file: "fleet/load_meter.rs",
+        right: "if is_taken > 0.0 || !is_held_up {",
+        wrong: "if is_taken >= 0.0 || !is_held_up {",
+        breaks: &[
+            "fleet::load_meter::tests::strain_rises_only_while_the_caller_holds_up_and_goes_down_after_an_hour",
+        ],
+    },
+    Mistake {
+        what: "strain does not make a worker smaller",
+        file: "fleet/weights.rs",
+        right: "(0..strain).fold(stated,",
+        wrong: "(0..strain / 100).fold(stated,",
+        breaks: &["fleet::balance::simulation::slow_worker_gives_leases_away_until_it_keeps_up"],
+    },
+    Mistake {
+        what: "leases move by load while other leases move",
+        file: "fleet/moves.rs",
+        right: "let rested = self.moved + self.renewal * 3 / 2;",
+        wrong: "let rested = self.moved.min(self.stated);",
+        breaks: &["fleet::moves::tests::leases_rest_after_a_move_and_after_a_statement"],
+    },
+    Mistake {
+        what: "a large worker receives as much as a small one",
+        file: "fleet/weights.rs",
+        right: "if self.are_even { ONE } else { size(worker) }",
+        wrong: "if self.are_even { ONE } else { ONE.max(size(worker) / 100) }",
+        breaks: &[
+            "fleet::balance::simulation::worker_of_twice_the_capacity_receives_twice_the_load",
+        ],
+    },
+    Mistake {
+        what: "a transfer makes the lighter worker the heavier one",
+        file: "fleet/balance/evening.rs",
+        right: "&& light.relative(got + weight) <= self.mean",
+        wrong: "",
+        breaks: &["fleet::balance::tests::load_moves_to_each_light_worker_up_to_the_mean"],
+    },
+    Mistake {
+        what: "load moves leases whose numbers an earlier version evens out",
+        file: "fleet/weights.rs",
+        right: "if taking().any(|worker| worker.size.is_none()) {",
+        wrong: "if taking().all(|worker| worker.size.is_none()) {",
+        breaks: &["fleet::weights::tests::weights_are_even_beside_a_worker_of_an_earlier_version"],
+    },
 ];

@@ -78,6 +78,7 @@ mod fleet {
     mod failed_shards;
     pub(crate) mod fleets;
     mod handoffs;
+    mod loads;
     mod reachability;
 }
 

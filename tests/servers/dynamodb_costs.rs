@@ -2,12 +2,14 @@
 //! `dynamodb` has these figures.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use kinestream::store::CheckpointStore;
 use kinestream::store::lease::{
     Change, EntryKey, Exchange, FencedSave, HeartbeatRequest, LeaseStore, Leases, Renewal,
+    WorkerLoad,
 };
 use kinestream::{Checkpoint, DynamoDbStore, ShardId};
 use serde_json::Value;
@@ -161,6 +163,15 @@ async fn measured_costs(layout: Layout, workers: u32) -> Option<BTreeMap<&'stati
     exchange.renewals.clear();
     store.exchange(&scope(), &exchange).await.unwrap();
     shown.insert("reading that change", Cost::of(&link.take()));
+    let before = fleet[0].table().await.unwrap().version;
+    link.take();
+    request.changes.clear();
+    request.size = NonZeroU32::new(100);
+    request.load = Some(WorkerLoad::of((0..30).map(|index| (shard(index), 1000))));
+    fleet[0].exchange(&request).await.unwrap();
+    shown.insert("renewal that states another load", Cost::of(&link.take()));
+    store.exchange(&scope(), &asking(None, Some(before))).await.unwrap();
+    shown.insert("reading that load", Cost::of(&link.take()));
     let table = fleet[0].table().await.unwrap();
     assert!(table.leases[&shard(0)].epoch > epoch);
     link.take();
@@ -203,6 +214,9 @@ async fn requests_and_units_are_those_of_the_guide() {
         let change = shown["renewal with a change of one lease"];
         assert_eq!(change.requests, 7);
         assert!(change.reads <= 4.0 + front && change.writes <= 17.0, "{change:?}");
+        let load = shown["renewal that states another load"];
+        assert!(load.requests == 4 && load.writes <= 9.0, "{load:?}");
+        assert_eq!(shown["reading that load"], cost(2, front + front.min(2.0), 0.0));
         let whole = shown["whole table"];
         assert!(whole.requests == 1 && whole.reads <= 75.0, "{whole:?}");
         let first = shown["first start, 1,000 shards"];

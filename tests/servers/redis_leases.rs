@@ -1,11 +1,12 @@
 //! Tests of the leases in `RedisStore` against a real server.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kinestream::store::lease::{
     AdminEdit, Change, EditOutcome, FencedCheckpoint, HeartbeatRequest, IfLeased, LeaseTable,
-    Membership, SaveOutcome, WorkerEntry,
+    Membership, SaveOutcome, WorkerEntry, WorkerLoad,
 };
 use kinestream::store::{CheckpointStore, conformance};
 use kinestream::{Checkpoint, Error, ErrorKind, RedisStore};
@@ -77,6 +78,8 @@ async fn lease_keys_are_laid_out_as_documented() {
     let child = Change::Add { shard: shard(1), parents, start: None, checkpoint };
     let mut b = WorkerEntry::new(1, 2, Duration::from_secs(3));
     b.capacity = 4;
+    b.size = NonZeroU32::new(150);
+    b.load = Some(WorkerLoad::of([(shard(0), 12)]));
     let table = changed(
         &store,
         &LeaseTable::default(),
@@ -107,9 +110,12 @@ async fn lease_keys_are_laid_out_as_documented() {
     let worker: String = raw.hget(key("workers"), "a").await.unwrap();
     let joined = table.workers["a"].joined;
     assert!(worker.starts_with(&format!("{} {joined} 10000 ", u64::MAX)), "{worker}");
-    assert!(worker.ends_with(" 7"), "{worker}");
+    assert!(worker.ends_with(" 7 - -"), "{worker}");
     let worker: String = raw.hget(key("workers"), "b%20c").await.unwrap();
-    assert!(worker.starts_with("1 2 3000 ") && worker.ends_with(" 4"), "{worker}");
+    assert!(
+        worker.starts_with("1 2 3000 ") && worker.ends_with(&format!(" 4 150 0:0,{}:12", shard(0))),
+        "{worker}"
+    );
     let fields = ["generation", "version", "cleared", "keys"];
     let fleet: Vec<String> = raw.hmget(key("fleet"), &fields).await.unwrap();
     let keys = "format checkpoints leases workers";

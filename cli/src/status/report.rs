@@ -1,14 +1,15 @@
 //! The status of an application as text and as JSON.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use kinestream::{ApplicationStatus, Checkpoint, ShardId, ShardState};
+use kinestream::{ApplicationStatus, Checkpoint, ShardId, ShardState, WorkerStatus};
 use serde::Serialize;
 
 use super::lag::Lags;
 use crate::output::{Paint, escape, short};
 use crate::position;
-use crate::quantity::{counted, duration};
+use crate::quantity::{bytes, counted, duration};
 use crate::table::Table;
 use crate::time;
 
@@ -23,6 +24,7 @@ pub(super) struct Report {
     workers: Vec<String>,
     /// The workers that may be dead.
     unconfirmed_workers: Vec<String>,
+    worker_status: BTreeMap<String, WorkerStatus>,
     /// The largest lag; `None` if no lag is known.
     millis_behind_latest: Option<u64>,
     shards: Vec<ShardReport>,
@@ -76,6 +78,7 @@ impl Report {
             stream: stream.to_owned(),
             workers: status.workers,
             unconfirmed_workers: status.unconfirmed_workers,
+            worker_status: status.worker_status,
             millis_behind_latest: lags.values().flatten().copied().max(),
             unknown_lags,
             lag_failure,
@@ -129,8 +132,19 @@ impl Report {
             return paint.warn("none: the application does not run");
         }
         let shown = |worker: &String| {
-            let is_confirmed = !self.unconfirmed_workers.contains(worker);
-            escape(worker.as_bytes()) + if is_confirmed { "" } else { " (unconfirmed)" }
+            let status = self.worker_status.get(worker);
+            let load = status.and_then(|status| status.bytes_per_second).filter(|load| *load > 0);
+            let load = load.map(|load| format!("{}/s", bytes(load)));
+            let is_behind = status.is_some_and(|status| status.strain > 0);
+            let is_unconfirmed = self.unconfirmed_workers.contains(worker);
+            let notes = [
+                load,
+                is_behind.then(|| paint.warn("falls behind")),
+                is_unconfirmed.then(|| "unconfirmed".to_owned()),
+            ];
+            let notes: Vec<String> = notes.into_iter().flatten().collect();
+            let name = escape(worker.as_bytes());
+            if notes.is_empty() { name } else { format!("{name} ({})", notes.join(", ")) }
         };
         let names: Vec<String> = self.workers.iter().map(shown).collect();
         format!("{}: {}", counted(names.len() as u64, "worker"), names.join(", "))
@@ -225,6 +239,9 @@ mod tests {
                 "stream": "orders",
                 "workers": ["worker-1"],
                 "unconfirmed_workers": [],
+                "worker_status": {
+                    "worker-1": { "bytes_per_second": null, "capacity_percent": 100, "strain": 0 },
+                },
                 "millis_behind_latest": 1500,
                 "shards": [
                     {

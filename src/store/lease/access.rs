@@ -192,6 +192,8 @@ impl Access<'_> {
             is_mine && !view.expired().is_empty() && (was_away || view.has_expired(me));
         let entry = WorkerEntry {
             capacity: request.capacity,
+            size: request.size,
+            load: request.load.clone(),
             ..WorkerEntry::new(request.incarnation, 0, request.lease_duration)
         };
         let is_at_rest = (request.changes.is_empty() || !applies)

@@ -1,9 +1,11 @@
 //! The heartbeat of a worker, and the saves of its positions, as the worker states them.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::change::Change;
+use super::load::WorkerLoad;
 use super::table::LeaseTable;
 use crate::checkpoint::Checkpoint;
 use crate::record::ShardId;
@@ -20,6 +22,11 @@ pub struct HeartbeatRequest {
     pub lease_duration: Duration,
     /// The most shards that the worker accepts.
     pub capacity: u32,
+    /// The load that the worker can take relative to others, in hundredths; `None` to be treated as
+    /// a worker of a version that does not state it.
+    pub size: Option<NonZeroU32>,
+    /// The load of the worker's shards, if it is measured.
+    pub load: Option<WorkerLoad>,
     /// True if the worker leaves and releases its leases.
     pub leaving: bool,
     /// The generation and the version of the table that the worker knows. The response omits the
@@ -40,6 +47,8 @@ impl HeartbeatRequest {
             incarnation,
             lease_duration,
             capacity: u32::MAX,
+            size: None,
+            load: None,
             leaving: false,
             known: None,
             only_if_unchanged: false,

@@ -1,9 +1,11 @@
 //! The lease table as a value.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::load::WorkerLoad;
 use crate::checkpoint::Checkpoint;
 use crate::record::{SequenceNumber, ShardId};
 
@@ -58,6 +60,11 @@ pub struct WorkerEntry {
     pub lease_duration: Duration,
     /// The most shards that the worker accepts.
     pub capacity: u32,
+    /// The [load](crate::ConsumerBuilder::capacity) that the worker can take relative to others, in
+    /// hundredths; `None` for a worker of a version that does not state it.
+    pub size: Option<NonZeroU32>,
+    /// The load of the worker's shards; `None` before the worker has measured it.
+    pub load: Option<WorkerLoad>,
     /// Words that a later version has written.
     pub(crate) further: Further,
 }
@@ -73,6 +80,8 @@ impl WorkerEntry {
         self.incarnation == entry.incarnation
             && self.lease_duration == entry.lease_duration
             && self.capacity == entry.capacity
+            && self.size == entry.size
+            && self.load == entry.load
     }
 }
 

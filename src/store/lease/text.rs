@@ -3,12 +3,13 @@
 //! | entry | words |
 //! |---|---|
 //! | head | `generation cleared first_poll latest_epoch` |
-//! | worker | `incarnation joined lease_duration capacity` |
+//! | worker | `incarnation joined lease_duration capacity size load` |
 //! | lease | `epoch owner next_owner origin parents state start unlisted added` |
 //! | position | the text of a [`Checkpoint`](crate::Checkpoint) |
 //!
 //! `-` stands for a missing value, `?` for unknown parents, and parents are separated by commas. The
-//! state is `LOST` if the shard has expired. Lease texts of earlier versions end before the start.
+//! state is `LOST` if the shard has expired. The load is `others:strain`, and
+//! `,shard:load` for each named shard. Lease texts of earlier versions end before the start, worker texts before the size.
 //! Further words, which later versions write, are kept.
 
 use std::borrow::Cow;
@@ -16,6 +17,7 @@ use std::str::{FromStr, Split};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::load::WorkerLoad;
 use super::rules::millis;
 use super::table::{Further, Lease, LeaseTable, WorkerEntry};
 use crate::record::{SequenceNumber, ShardId};
@@ -66,14 +68,37 @@ pub(super) fn parse_worker(text: &str) -> Option<WorkerEntry> {
     let mut next = || number(words.next()?);
     let (joined, lease_duration) = (next()?, Duration::from_millis(next()?));
     let capacity = next()?.try_into().ok()?;
+    let size = optional(words.next())?;
+    let load = match words.next() {
+        None | Some(NONE) => None,
+        Some(word) => Some(parse_load(word)?),
+    };
     let further = further(words);
-    Some(WorkerEntry { incarnation, joined, lease_duration, capacity, further })
+    Some(WorkerEntry { incarnation, joined, lease_duration, capacity, size, load, further })
 }
 
 pub(super) fn format_worker(entry: &WorkerEntry) -> String {
-    let WorkerEntry { incarnation, joined, lease_duration, capacity, further } = entry;
+    let WorkerEntry { incarnation, joined, lease_duration, capacity, size, load, further } = entry;
     let lease_duration = millis(*lease_duration).min(LIMIT);
-    extended(format!("{incarnation} {joined} {lease_duration} {capacity}"), further)
+    let size = size.map_or(NONE.to_owned(), |size| size.to_string());
+    let load = load.as_ref().map_or(NONE.to_owned(), format_load);
+    extended(format!("{incarnation} {joined} {lease_duration} {capacity} {size} {load}"), further)
+}
+
+fn parse_load(word: &str) -> Option<WorkerLoad> {
+    let mut parts = word.split(',');
+    let (others, strain) = parts.next()?.split_once(':')?;
+    let (others, strain) = (number(others)?, number(strain)?.try_into().ok()?);
+    let named = |part: &str| {
+        let (shard, load) = part.split_once(':')?;
+        Some((shard.parse().ok()?, number(load)?))
+    };
+    Some(WorkerLoad { heaviest: parts.map(named).collect::<Option<_>>()?, others, strain })
+}
+
+fn format_load(load: &WorkerLoad) -> String {
+    let named = load.heaviest.iter().map(|(shard, load)| format!(",{shard}:{load}"));
+    std::iter::once(format!("{}:{}", load.others, load.strain)).chain(named).collect()
 }
 
 /// Parses a lease, without its position.
@@ -186,6 +211,8 @@ fn format_parents(parents: &[ShardId]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -203,6 +230,8 @@ mod tests {
             unlisted: Option<u64>,
             added: Option<u64>,
             later in prop::option::of("[a-z0-9-]{1,5}( [a-z0-9-]{1,5})?"),
+            size: Option<NonZeroU32>,
+            load in prop::option::of(prop::collection::btree_map("shardId-[0-9]{12}", 0..=LIMIT, 0..4)),
         ) {
             let further = Further(later.map(Into::into));
             let parents = parents
@@ -223,7 +252,12 @@ mod tests {
             prop_assert_eq!(parse_lease(&format_lease(&lease)), Some(lease));
             let lease_duration = Duration::from_millis(epoch);
             let worker = WorkerEntry {
-                incarnation: origin, joined: epoch, lease_duration, capacity: 7,
+                incarnation: origin, joined: epoch, lease_duration, capacity: 7, size,
+                load: load.map(|load| WorkerLoad {
+                    heaviest: load.into_iter().map(|(id, load)| (id.parse().unwrap(), load)).collect(),
+                    others: epoch,
+                    strain: 3,
+                }),
                 further: further.clone(),
             };
             prop_assert_eq!(parse_worker(&format_worker(&worker)), Some(worker));
@@ -242,6 +276,13 @@ mod tests {
             let lease = parse_lease(&format!("{epoch} a - 7 - {state}")).unwrap();
             prop_assert_eq!((lease.epoch, lease.is_shard_expired), (epoch, is_shard_expired));
             prop_assert_eq!((lease.start, lease.unlisted, lease.added), (None, None, None));
+        }
+
+        #[test]
+        fn worker_text_of_an_earlier_version_is_parsed(joined in 0..=LIMIT, capacity: u32) {
+            let worker = parse_worker(&format!("7 {joined} 10000 {capacity}")).unwrap();
+            prop_assert_eq!((worker.joined, worker.capacity), (joined, capacity));
+            prop_assert_eq!((worker.size, worker.load), (None, None));
         }
 
         #[test]

@@ -65,6 +65,8 @@ impl<'a> Actor<'a> {
             incarnation: self.incarnation,
             lease_duration: self.lease_duration,
             capacity: self.capacity,
+            size: None,
+            load: None,
             leaving: self.leaving,
             known: Some((self.known.generation, self.known.version)),
             only_if_unchanged: self.only_if_unchanged,
