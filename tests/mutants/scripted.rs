@@ -1,6 +1,7 @@
 //! The bugs that a named test of the scripted suite must find. Each test named for a bug must fail.
 
-use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::{Mistake, ONE, WOVEN, all};
 
@@ -318,33 +319,55 @@ pub(crate) const MISTAKES: &[Mistake] = &[
 #[test]
 #[ignore = "builds the crate with all bugs, which takes minutes"]
 fn test_named_for_each_bug_fails() {
-    find(|suite| suite != "servers");
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    find(|suite| suite != "servers", cores);
 }
 
 #[test]
 #[ignore = "runs tests with real servers for each bug, which takes ten minutes"]
 fn server_test_named_for_each_bug_fails() {
-    find(|suite| suite == "servers");
+    // Their time limits are for a machine that does nothing else.
+    find(|suite| suite == "servers", 1);
 }
 
-/// Runs the tests that are named for each bug, with the bug and without it.
-fn find(is_of: impl Fn(&str) -> bool) {
+/// Runs the tests that are named for each bug, with the bug and without it, on this number of cores.
+fn find(is_of: impl Fn(&str) -> bool, cores: usize) {
     let _alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let only = std::env::var("MISTAKE").unwrap_or_default();
     let is_wanted = |bug: &Mistake| bug.names_tests() && bug.what.contains(&only);
-    let bugs = all().enumerate().filter(|(_, (suite, bug))| is_of(suite) && is_wanted(bug));
-    let mut missed = Vec::new();
-    for (number, (suite, bug)) in bugs {
-        assert!(!WOVEN.alone.contains(&number), "expected a bug in a function body: {}", bug.what);
-        for test in bug.breaks {
-            let binary = &WOVEN.binaries[suite];
-            assert!(WOVEN.copy.passes(binary, test, None), "expected {test} to pass without a bug");
-            let is_found = !WOVEN.copy.passes(binary, test, Some(number));
-            println!("{}: {} by {test}", bug.what, if is_found { "found" } else { "not found" });
-            if !is_found {
-                missed.push((bug.what, test));
+    let bugs: Vec<_> =
+        all().enumerate().filter(|(_, (suite, bug))| is_of(suite) && is_wanted(bug)).collect();
+    let (next, missed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let work = || {
+        while let Some((number, (suite, bug))) = bugs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            assert!(
+                !WOVEN.alone.contains(number),
+                "expected a bug in a function body: {}",
+                bug.what
+            );
+            for test in bug.breaks {
+                let binary = &WOVEN.binaries[*suite];
+                assert!(
+                    WOVEN.copy.passes(binary, test, None),
+                    "expected {test} to pass without a bug"
+                );
+                let is_found = !WOVEN.copy.passes(binary, test, Some(*number));
+                println!(
+                    "{}: {} by {test}",
+                    bug.what,
+                    if is_found { "found" } else { "not found" }
+                );
+                if !is_found {
+                    missed.lock().unwrap_or_else(PoisonError::into_inner).push((bug.what, test));
+                }
             }
         }
-    }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(work);
+        }
+    });
+    let missed = missed.into_inner().unwrap_or_else(PoisonError::into_inner);
     assert!(missed.is_empty(), "expected each bug to be found by each of its tests: {missed:#?}");
 }
