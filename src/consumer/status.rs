@@ -9,7 +9,7 @@ use super::ConsumerInner;
 use crate::checkpoint::{Checkpoint, InFlightLimit};
 use crate::error::Result;
 use crate::record::ShardId;
-use crate::store::lease::{WorkerEntry, WorkerLoad};
+use crate::store::lease::WorkerEntry;
 use crate::telemetry::ShardFailure;
 
 /// The status of an application on one stream: its workers, and the state and owner of every shard.
@@ -165,11 +165,10 @@ pub enum ShardState {
 }
 
 fn worker_status((name, entry): (&Arc<str>, &WorkerEntry)) -> (String, WorkerStatus) {
-    let load = entry.load.as_ref();
     let status = WorkerStatus {
-        bytes_per_second: load.map(|load| load.total().saturating_mul(1024)),
+        bytes_per_second: entry.load.as_ref().map(|load| load.total().saturating_mul(1024)),
         capacity_percent: entry.size.map(NonZeroU32::get),
-        strain: load.map_or(0, |load| load.strain.min(WorkerLoad::MAX_STRAIN)),
+        strain: entry.strain(),
     };
     (name.to_string(), status)
 }

@@ -140,13 +140,9 @@ impl ScopeMigration {
     /// Adds a mark to the scope of the name, without joining its fleet. With `known`, the mark is
     /// added only if the table still has that generation and version. Returns true if it was added.
     async fn mark(&self, done: Mark, known: Option<(u64, u64)>) -> Result<bool> {
+        let worker = Arc::clone(&self.worker_id);
         let request = HeartbeatRequest {
-            worker: Arc::clone(&self.worker_id),
-            incarnation: fastrand::u64(1..),
-            lease_duration: NO_LEASE,
             capacity: 0,
-            size: None,
-            load: None,
             leaving: true,
             known,
             only_if_unchanged: known.is_some(),
@@ -157,6 +153,7 @@ impl ScopeMigration {
                 // Finished, so that no worker reads it.
                 checkpoint: Some(crate::Checkpoint::ShardEnd),
             }],
+            ..HeartbeatRequest::new(worker, fastrand::u64(1..), NO_LEASE)
         };
         Ok(with_timeout(self.named.exchange(&request)).await?.applied)
     }

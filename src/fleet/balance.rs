@@ -8,9 +8,9 @@
 //! A shard has a [weight](super::weights), and a worker the sum of the weights of its shards, in
 //! relation to its size. Free leases go to the lightest workers, the heaviest lease first. Then
 //! leases move from the heaviest worker to the lightest one, as few as even the two out, and so on,
-//! until no such transfer gains the [least gain](Weights::least_gain). At last, workers exchange a
-//! heavy lease for lighter ones where that gains as much. With equal weights, shares then differ by at
-//! most one shard.
+//! until no such transfer gains the [least gain](Weights::least_gain). Then workers exchange a heavy
+//! lease for lighter ones if that gains twice as much. With equal weights, the numbers of shards differ
+//! by at most one after that.
 
 mod evening;
 mod shares;
@@ -24,22 +24,13 @@ use std::sync::Arc;
 
 use self::shares::Fleet;
 use super::exclusions::Exclusions;
+use super::moves::Moves;
 use super::weights::Weights;
 use crate::record::ShardId;
 use crate::store::lease::{Change, Lease, LeaseTable};
 
 /// In one pass, load moves at most this part of the shards.
 const MOVED_PART: usize = 8;
-
-/// The moves that a pass may make.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Moves {
-    /// Those that do not depend on measured loads: free leases are assigned, and a worker with less
-    /// than half of its share of the shards, as after it has joined, receives its share.
-    Urgent,
-    /// Also those that even out load.
-    ByLoad,
-}
 
 /// Returns the changes that balance the table. A free lease is assigned only if its shard is in
 /// `readable`. No lease goes to a worker for which `exclusions` excludes its shard.

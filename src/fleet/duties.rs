@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::balance::{Moves, balance, pull};
+use super::balance::{balance, pull};
 use super::exhaustion::Exhaustion;
 use super::load_meter::ReadShard;
 use super::owned_shards::{OwnedShard, Reconciliation};
@@ -56,8 +56,7 @@ impl Worker {
         let exclusions = self.exclusions.active(&self.table, now);
         let list = if !rules.is_partial() {
             let weights = Weights::of(&self.table);
-            let is_ready = weights.are_complete() && self.move_times.ready_at() <= now;
-            let moves = if is_ready { Moves::ByLoad } else { Moves::Urgent };
+            let moves = self.move_times.allowed(&weights, now);
             balance(&self.table, &open, &exclusions, &weights, moves)
         } else if self.accepts_nothing() {
             Vec::new()
@@ -353,8 +352,8 @@ impl Worker {
             let reading = self.deps.telemetry.reading(id)?;
             Some(ReadShard { id: id.clone(), epoch: holding.lease_handle.epoch(), reading })
         };
-        let read = self.owned.shards.iter().filter_map(read).collect();
-        self.load.measure(Instant::now(), read, &Weights::of(&self.table));
+        let read = self.owned.shards.iter().filter_map(read);
+        self.load.measure(Instant::now(), read, &self.table);
     }
 
     /// Returns true if the worker accepts no further lease.

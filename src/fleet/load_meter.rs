@@ -4,7 +4,7 @@
 //! arrival that they cover. A worker that reads slowly, or that catches up, states the same load as one
 //! that keeps up, so a slow worker does not seem to have room.
 //!
-//! A worker whose caller takes records, but fewer than arrive, is *strained*. Each degree of strain makes it count as
+//! A worker is *strained* if its caller takes records, but fewer than arrive. Each degree of strain makes it count as
 //! smaller, until it has kept up for an hour.
 //!
 //! ```text
@@ -26,7 +26,7 @@ use tokio::time::Instant;
 
 use super::weights::{IDLE, Weights};
 use crate::record::ShardId;
-use crate::store::lease::WorkerLoad;
+use crate::store::lease::{LeaseTable, WorkerLoad};
 use crate::telemetry::Reading;
 
 /// The load is stated again once it differs by this part from the stated one.
@@ -48,7 +48,7 @@ const LONG: f64 = 9.0;
 /// number of intervals between two degrees. In this time, the leases that move after a degree have moved.
 const STRAINED_AFTER: u32 = 6;
 
-/// A worker falls behind if its caller takes less than this part of what arrives.
+/// A worker falls behind if its caller takes less than this part of the records that arrive.
 const KEPT_UP_PART: f64 = 0.95;
 
 /// The time for which a worker keeps up before its strain goes down, so that leases that move away
@@ -82,7 +82,8 @@ pub(super) struct LoadMeter {
 #[derive(Debug)]
 struct MeteredShard {
     epoch: u64,
-    last: Reading,
+    /// The number of records that were delivered until the last measurement.
+    delivered: u64,
     /// The first of the readings that reached as far as the last one.
     base: Reading,
     /// KiB per second; `None` until it is measured, or taken from the worker before.
@@ -102,9 +103,9 @@ struct Rate {
 
 impl MeteredShard {
     fn new(epoch: u64, reading: Reading, rate: Option<f64>) -> Self {
-        let (last, base) = (reading.clone(), reading);
         let rate = rate.map(|rate| Rate { recent: rate, long: rate });
-        Self { epoch, last, base, rate, records: 0.0, is_measured: false }
+        let (delivered, base) = (reading.delivered, reading);
+        Self { epoch, delivered, base, rate, records: 0.0, is_measured: false }
     }
 
     /// Measures what has arrived since the last measurement.
@@ -144,37 +145,48 @@ impl LoadMeter {
     }
 
     /// Measures the shards that the worker reads. Does nothing within an interval between renewals.
-    /// `weights` have the loads that the workers before have stated.
-    pub(super) fn measure(&mut self, now: Instant, read: Vec<ReadShard>, weights: &Weights<'_>) {
+    /// The table has the loads that the workers before have stated.
+    pub(super) fn measure(
+        &mut self,
+        now: Instant,
+        read: impl IntoIterator<Item = ReadShard>,
+        table: &LeaseTable,
+    ) {
         let elapsed = now.duration_since(self.measured_at);
         if elapsed < self.renewal.mul_f64(0.9) {
             return;
         }
         self.measured_at = now;
         let mut before = std::mem::take(&mut self.shards);
+        let mut weights = None;
         let (mut arrives, mut is_taken, mut is_held_up) = (0.0, 0.0, false);
         for ReadShard { id, epoch, reading } in read {
             let known = before.remove(&id).filter(|known| known.epoch == epoch);
-            let is_known = known.is_some();
-            let mut shard = known.unwrap_or_else(|| {
+            let shard = if let Some(mut known) = known {
+                known.measure(&reading, self.renewal);
+                known
+            } else {
+                let stated = weights.get_or_insert_with(|| Weights::of(table)).stated(&id);
                 #[allow(clippy::cast_precision_loss, reason = "far below 2^52 KiB per second")]
-                let rate = weights.stated(&id).map(|rate| rate as f64);
+                let rate = stated.map(|rate| rate as f64);
                 MeteredShard::new(epoch, reading.clone(), rate)
-            });
-            if is_known {
-                shard.measure(&reading, self.renewal);
-            }
+            };
             arrives += shard.records;
-            is_taken += per_second(shard.last.delivered, reading.delivered, elapsed.as_secs_f64());
+            is_taken += per_second(shard.delivered, reading.delivered, elapsed.as_secs_f64());
             is_held_up |= reading.is_held_up;
-            shard.last = reading;
-            self.shards.insert(id, shard);
+            let delivered = reading.delivered;
+            self.shards.insert(id, MeteredShard { delivered, ..shard });
         }
         // A caller that takes nothing is stopped, or the store is away. More workers would not help.
         if is_taken > 0.0 || !is_held_up {
             let is_behind = is_held_up && is_taken < arrives * KEPT_UP_PART;
             self.strain.observe(is_behind, now, self.renewal);
         }
+        self.state(now);
+    }
+
+    /// States the load if it has changed enough.
+    fn state(&mut self, now: Instant) {
         let Some(stated) = &self.stated else {
             if self.shards.values().all(|shard| shard.is_measured) {
                 self.stated = Some(self.load(|rate| rate.recent));
@@ -305,8 +317,7 @@ mod tests {
 
         fn measure(&mut self) {
             let read = ReadShard { id: shard(0), epoch: 1, reading: self.reading.clone() };
-            let table = table(&[], &[]);
-            self.meter.measure(self.now, vec![read], &Weights::of(&table));
+            self.meter.measure(self.now, [read], &table(&[], &[]));
         }
 
         fn strain(&self) -> u32 {

@@ -15,7 +15,18 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::weights::Weights;
 use crate::store::lease::{Lease, LeaseTable};
+
+/// The moves of leases that may be made at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Moves {
+    /// Those that do not depend on measured loads: free leases are assigned, and a worker with less
+    /// than half of its share of the shards, as after it has joined, receives its share.
+    Urgent,
+    /// Also those that even out load.
+    ByLoad,
+}
 
 /// The times of the last changes that this worker has seen in the table.
 #[derive(Debug)]
@@ -36,10 +47,9 @@ impl MoveTimes {
     /// Notes what a new table shows.
     pub(super) fn observe(&mut self, before: &LeaseTable, table: &LeaseTable, now: Instant) {
         let has_moved = table.leases.iter().any(|(shard, lease)| {
-            let owner = |lease: &Lease| lease.owner.clone();
+            let is_known = |known: &Lease| known.owner == lease.owner;
             lease.next_owner.is_some()
-                || lease.owner.is_some()
-                    && before.leases.get(shard).map(owner) != Some(owner(lease))
+                || lease.owner.is_some() && !before.leases.get(shard).is_some_and(is_known)
         });
         if has_moved {
             self.moved = now;
@@ -51,6 +61,11 @@ impl MoveTimes {
         if has_stated {
             self.stated = now;
         }
+    }
+
+    /// Returns the moves that may be made now in a table with these weights.
+    pub(super) fn allowed(&self, weights: &Weights<'_>, now: Instant) -> Moves {
+        if weights.are_complete() && self.ready_at() <= now { Moves::ByLoad } else { Moves::Urgent }
     }
 
     /// Returns the time from which leases may move by load.

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use crate::record::ShardId;
-use crate::store::lease::{LeaseTable, WorkerEntry, WorkerLoad};
+use crate::store::lease::{LeaseTable, WorkerEntry};
 
 /// The weight of a shard without load, in KiB per second: what its empty responses cost. It is 1/256 of
-/// what a shard can take in, so an idle shard counts little beside a busy one, and shards without any
-/// load are distributed by their number.
+/// what a shard can take in, so an idle shard counts little in relation to a busy one, and shards without
+/// any load are distributed by their number.
 pub(super) const IDLE: u64 = 4;
 
 /// A transfer is made only if it makes the heavier of two workers lighter by this part of the mean
@@ -126,8 +126,7 @@ impl<'a> Weights<'a> {
 /// Returns the size of a worker: what it states, less a fifth for each degree of strain.
 fn size(worker: &WorkerEntry) -> u64 {
     let stated = worker.size.map_or(ONE, |size| u64::from(size.get()));
-    let strain = worker.load.as_ref().map_or(0, |load| load.strain.min(WorkerLoad::MAX_STRAIN));
-    (0..strain).fold(stated, |size, _| (size * STRAINED_PERCENT / 100).max(1))
+    (0..worker.strain()).fold(stated, |size, _| (size * STRAINED_PERCENT / 100).max(1))
 }
 
 #[cfg(test)]
@@ -136,6 +135,7 @@ mod tests {
 
     use super::*;
     use crate::fleet::fixtures::{shard, table};
+    use crate::store::lease::WorkerLoad;
 
     /// Returns a table of workers that state loads of their shards.
     fn loaded() -> LeaseTable {

@@ -141,8 +141,7 @@ impl World {
         }
     }
 
-    /// Checks that the numbers of shards of any two workers differ by at most one, unless a worker falls
-    /// behind.
+    /// Checks that the numbers of shards of any two workers that keep up differ by at most one.
     pub(crate) async fn is_even(&mut self, after: &str) {
         let table = self.table().await;
         let open: Vec<_> = self.orders.open_shards().iter().map(Shard::id).collect();
@@ -152,12 +151,12 @@ impl World {
         };
         let shares: Vec<_> =
             self.workers.iter().map(|worker| (&worker.name, count(&worker.name))).collect();
-        let counts = shares.iter().map(|(_, count)| *count);
-        let (most, least) = (counts.clone().max(), counts.clone().min());
-        let mut loads = table.workers.values().filter_map(|worker| worker.load.as_ref());
-        let is_even =
-            loads.any(|load| load.strain > 0) || most.unwrap_or(0) <= least.unwrap_or(0) + 1;
-        if !is_even || counts.sum::<usize>() < open.len() {
+        let load = |name: &str| table.workers.get(name).and_then(|worker| worker.load.as_ref());
+        let keeps_up = |name: &str| load(name).is_none_or(|load| load.strain == 0);
+        let even = shares.iter().filter(|(name, _)| keeps_up(name)).map(|(_, count)| *count);
+        let (most, least) = (even.clone().max(), even.min());
+        let held: usize = shares.iter().map(|(_, count)| *count).sum();
+        if most.unwrap_or(0) > least.unwrap_or(0) + 1 || held < open.len() {
             self.truth.breaks(
                 Promise::Evenness,
                 format_args!("{after}, {} shards are distributed as {shares:?}", open.len()),

@@ -31,6 +31,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -296,6 +297,26 @@ impl Mistake {
     fn is_seen_in(&self, report: &str) -> bool {
         self.breaks.iter().any(|promise| report.contains(&format!(" breaks {promise}:")))
     }
+}
+
+/// Returns the number of cores.
+fn all_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Does the work for each of the items, on this number of cores.
+fn for_each<T: Sync>(items: &[T], cores: usize, work: impl Fn(&T) + Sync) {
+    let next = AtomicUsize::new(0);
+    let take = || {
+        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+            work(item);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(take);
+        }
+    });
 }
 
 /// Runs one simulation at a time: each of them uses all cores.

@@ -7,10 +7,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::{Mistake, WOVEN};
+use super::{Mistake, WOVEN, all_cores, for_each};
 
 /// One line for each bug: a seed, and the description of the bug.
 const FILE: &str = include_str!("seeds.txt");
@@ -18,18 +17,10 @@ const FILE: &str = include_str!("seeds.txt");
 /// Simulates each bug with its remembered seed, on all cores. Returns the output, by the number of
 /// the bug.
 pub(crate) fn try_each(test: &str, wanted: &[(usize, &Mistake)]) -> HashMap<usize, String> {
-    let next = AtomicUsize::new(0);
     let found = Mutex::new(HashMap::new());
-    let work = || {
-        while let Some((number, mistake)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let Some(report) = try_one(test, *number, mistake) else { continue };
+    for_each(wanted, all_cores(), |(number, mistake)| {
+        if let Some(report) = try_one(test, *number, mistake) {
             found.lock().unwrap_or_else(PoisonError::into_inner).insert(*number, report);
-        }
-    };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..cores {
-            scope.spawn(work);
         }
     });
     found.into_inner().unwrap_or_else(PoisonError::into_inner)

@@ -1,9 +1,8 @@
 //! The bugs that a named test of the scripted suite must find. Each test named for a bug must fail.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::{Mistake, ONE, WOVEN, all};
+use super::{Mistake, ONE, WOVEN, all, all_cores, for_each};
 
 pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
@@ -296,8 +295,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "the load of the shards is not measured",
         file: "fleet/duties.rs",
-        right: "let read = self.owned.shards.iter().filter_map(read).collect();",
-        wrong: "let read = self.owned.shards.iter().filter_map(read).take(0).collect();",
+        right: "let read = self.owned.shards.iter().filter_map(read);",
+        wrong: "let read = self.owned.shards.iter().filter_map(read).take(0);",
         breaks: &["fleet::loads::hot_shards_are_shared_and_then_no_lease_moves"],
     },
     Mistake {
@@ -319,8 +318,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
 #[test]
 #[ignore = "builds the crate with all bugs, which takes minutes"]
 fn test_named_for_each_bug_fails() {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    find(|suite| suite != "servers", cores);
+    find(|suite| suite != "servers", all_cores());
 }
 
 #[test]
@@ -337,35 +335,17 @@ fn find(is_of: impl Fn(&str) -> bool, cores: usize) {
     let is_wanted = |bug: &Mistake| bug.names_tests() && bug.what.contains(&only);
     let bugs: Vec<_> =
         all().enumerate().filter(|(_, (suite, bug))| is_of(suite) && is_wanted(bug)).collect();
-    let (next, missed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    let work = || {
-        while let Some((number, (suite, bug))) = bugs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            assert!(
-                !WOVEN.alone.contains(number),
-                "expected a bug in a function body: {}",
-                bug.what
-            );
-            for test in bug.breaks {
-                let binary = &WOVEN.binaries[*suite];
-                assert!(
-                    WOVEN.copy.passes(binary, test, None),
-                    "expected {test} to pass without a bug"
-                );
-                let is_found = !WOVEN.copy.passes(binary, test, Some(*number));
-                println!(
-                    "{}: {} by {test}",
-                    bug.what,
-                    if is_found { "found" } else { "not found" }
-                );
-                if !is_found {
-                    missed.lock().unwrap_or_else(PoisonError::into_inner).push((bug.what, test));
-                }
+    let missed = Mutex::new(Vec::new());
+    for_each(&bugs, cores, |(number, (suite, bug))| {
+        assert!(!WOVEN.alone.contains(number), "expected a bug in a function body: {}", bug.what);
+        for test in bug.breaks {
+            let binary = &WOVEN.binaries[*suite];
+            assert!(WOVEN.copy.passes(binary, test, None), "expected {test} to pass without a bug");
+            let is_found = !WOVEN.copy.passes(binary, test, Some(*number));
+            println!("{}: {} by {test}", bug.what, if is_found { "found" } else { "not found" });
+            if !is_found {
+                missed.lock().unwrap_or_else(PoisonError::into_inner).push((bug.what, test));
             }
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..cores {
-            scope.spawn(work);
         }
     });
     let missed = missed.into_inner().unwrap_or_else(PoisonError::into_inner);

@@ -220,8 +220,8 @@ pub(crate) const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "strain does not make a worker smaller",
         file: "fleet/weights.rs",
-        right: "(0..strain).fold(stated,",
-        wrong: "(0..strain / 100).fold(stated,",
+        right: "(0..worker.strain()).fold(stated,",
+        wrong: "(0..worker.strain() / 100).fold(stated,",
         breaks: &["fleet::balance::simulation::slow_worker_gives_leases_away_until_it_keeps_up"],
     },
     Mistake {
@@ -248,7 +248,7 @@ pub(crate) const MISTAKES: &[Mistake] = &[
         breaks: &["fleet::balance::tests::load_moves_to_each_light_worker_up_to_the_mean"],
     },
     Mistake {
-        what: "load moves leases whose numbers an earlier version evens out",
+        what: "leases move by load while a worker of an earlier version takes part",
         file: "fleet/weights.rs",
         right: "if taking().any(|worker| worker.size.is_none()) {",
         wrong: "if taking().all(|worker| worker.size.is_none()) {",

@@ -141,8 +141,8 @@ impl<'a> Fleet<'a> {
     }
 
     /// Returns a heavy lease and lighter ones that go back for it; `None` if no such exchange gains
-    /// twice the least gain, since it moves more leases. It is what evens out two workers of which the heavier one has only leases that would make
-    /// the other one as heavy.
+    /// twice the least gain, since it moves more leases. It evens out two workers if each lease of the
+    /// heavier one would make the other one as heavy.
     fn exchange(&self, from: usize, to: usize, limit: usize) -> Option<Transfer<'a>> {
         let (heavy, light) = (&self.shares[from], &self.shares[to]);
         if limit < 2 || !light.has_room() || heavy.moves == 0 {

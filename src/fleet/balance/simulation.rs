@@ -1,4 +1,4 @@
-//! Fleets whose load shifts, with the rules of this crate and of a KCL 3, in simulated time.
+//! Fleets with shifting load, by the rules of this crate and of a KCL 3, in simulated time.
 //!
 //! Each worker renews at its own times, sees the table as of then, and hands off what it is to hand
 //! off. The rules are the real ones: [`LoadMeter`], [`MoveTimes`], [`Weights`] and [`balance`]. The
@@ -34,8 +34,8 @@ const FULL: f64 = 1024.0;
 enum Rule {
     Kinestream,
     /// The rule of a KCL 3, by its documentation and its defaults: each third run of its leader, one
-    /// each 20 s, takes 60 % of what a worker has above the mean from each worker that is more than
-    /// 10 % above it, the heaviest leases first, and gives each to the worker with the least load. Loads
+    /// each 20 s, looks for workers with more than 1.1 times the mean load. From each of them it moves
+    /// 60 % of the load above the mean, the heaviest leases first, and gives each to the worker with the least load. Loads
     /// are averages that halve with each renewal.
     Kcl,
 }
@@ -188,13 +188,10 @@ impl Simulation {
 
     fn renew(&mut self, worker: usize) {
         let me = &mut self.workers[worker];
-        let is_mine = |lease: &Lease, name: &Arc<str>| {
-            lease.owner.as_ref().is_some_and(|owner| owner == name)
-        };
         let mut read = Vec::new();
         for shard in &mut self.shards {
             let lease = self.table.leases.get_mut(&shard.id).unwrap();
-            if !is_mine(lease, &me.name) {
+            if lease.owner.as_ref() != Some(&me.name) {
                 continue;
             }
             if let Some(next) = lease.next_owner.take() {
@@ -209,7 +206,7 @@ impl Simulation {
             let reading = shard.reading(self.now);
             read.push(ReadShard { id: shard.id.clone(), epoch: lease.epoch, reading });
         }
-        me.meter.measure(self.now, read, &Weights::of(&me.seen));
+        me.meter.measure(self.now, read, &me.seen);
         let entry = self.table.workers.get_mut(&me.name).unwrap();
         if entry.load.as_ref() != me.meter.stated() {
             entry.load = me.meter.stated().cloned();
@@ -221,8 +218,7 @@ impl Simulation {
         }
         if self.rule == Rule::Kinestream {
             let weights = Weights::of(&me.seen);
-            let is_ready = weights.are_complete() && me.times.ready_at() <= self.now;
-            let moves = if is_ready { Moves::ByLoad } else { Moves::Urgent };
+            let moves = me.times.allowed(&weights, self.now);
             let readable = me.seen.leases.keys().cloned().collect();
             let changes = balance(&me.seen, &readable, &Exclusions::default(), &weights, moves);
             self.apply(&changes);
@@ -414,7 +410,7 @@ fn slow_worker_gives_leases_away_until_it_keeps_up() {
     assert!(moves <= 30, "expected few moves, got {moves}");
     fleet.run(60 * RENEWAL);
     assert!(backlog(&fleet) < waiting.max(1.0), "expected a worker that catches up");
-    // Within an hour no lease comes back, and after it the worker is tried again.
+    // Within an hour no lease moves to the worker. After it, the worker receives a few.
     let before = fleet.moves;
     fleet.run(Duration::from_secs(3000));
     assert!(fleet.moves - before <= 4, "{} moves at rest", fleet.moves - before);

@@ -201,7 +201,7 @@ impl Access<'_> {
             && view.table.generation > 0
             && view.expired().is_empty()
             && view.damaged_workers().is_empty()
-            && known.is_some_and(|known| known.states(&entry));
+            && known.is_some_and(|known| *known == known.restated(&entry));
         if is_at_rest {
             let exchange =
                 Exchange { renewals: vec![view.renewal(me, known?)], ..Exchange::default() };

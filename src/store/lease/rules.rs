@@ -25,10 +25,7 @@ impl LeaseTable {
     pub fn join(&mut self, now: Now, worker: &Arc<str>, entry: &WorkerEntry) -> bool {
         self.begin_generation(now);
         if let Some(known) = self.workers.get_mut(worker) {
-            let WorkerEntry { incarnation, lease_duration, capacity, size, .. } = *entry;
-            (known.incarnation, known.lease_duration) = (incarnation, lease_duration);
-            (known.capacity, known.size) = (capacity, size);
-            known.load.clone_from(&entry.load);
+            *known = known.restated(entry);
             return false;
         }
         let last = self.workers.values().map(|known| known.joined + 1).max();

@@ -75,13 +75,14 @@ impl WorkerEntry {
         Self { incarnation, joined, lease_duration, capacity: u32::MAX, ..Self::default() }
     }
 
-    /// Returns true if a worker that states `entry` about itself has this entry.
-    pub(super) fn states(&self, entry: &Self) -> bool {
-        self.incarnation == entry.incarnation
-            && self.lease_duration == entry.lease_duration
-            && self.capacity == entry.capacity
-            && self.size == entry.size
-            && self.load == entry.load
+    /// Returns this entry as it is after its worker has stated `entry` about itself.
+    pub(super) fn restated(&self, entry: &Self) -> Self {
+        Self { joined: self.joined, further: self.further.clone(), ..entry.clone() }
+    }
+
+    /// Returns the strain that the worker states, which is at most [`WorkerLoad::MAX_STRAIN`].
+    pub(crate) fn strain(&self) -> u32 {
+        self.load.as_ref().map_or(0, |load| load.strain.min(WorkerLoad::MAX_STRAIN))
     }
 }
 

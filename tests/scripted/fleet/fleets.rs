@@ -45,6 +45,24 @@ pub(crate) struct Worker {
     pub(crate) reading: JoinHandle<()>,
 }
 
+impl Worker {
+    /// Starts a worker that spends this time on each record and finishes it by the next poll.
+    pub(crate) fn start(
+        consumer: Consumer,
+        time: Duration,
+        seen: impl Fn(&Record) + Send + 'static,
+    ) -> Self {
+        let mut records = consumer.records();
+        let reading = tokio::spawn(async move {
+            while let Some(record) = records.next().await {
+                seen(&record.expect("no error"));
+                sleep(time).await;
+            }
+        });
+        Self { consumer, reading }
+    }
+}
+
 impl Fleet {
     pub(crate) fn new(shards: usize) -> Self {
         let (kinesis, orders) = orders(shards);
@@ -57,15 +75,9 @@ impl Fleet {
 
     /// Starts a worker that spends a millisecond on each record and finishes it by the next poll.
     pub(crate) fn start(&self, name: &str) -> Worker {
-        let consumer = self.builder(name).build().unwrap();
-        let (mut records, fleet, name) = (consumer.records(), self.clone(), name.to_owned());
-        let reading = tokio::spawn(async move {
-            while let Some(record) = records.next().await {
-                fleet.note(&name, &record.expect("no error"));
-                sleep(Duration::from_millis(1)).await;
-            }
-        });
-        Worker { consumer, reading }
+        let (fleet, worker) = (self.clone(), name.to_owned());
+        let seen = move |record: &Record| fleet.note(&worker, record);
+        Worker::start(self.builder(name).build().unwrap(), Duration::from_millis(1), seen)
     }
 
     pub(crate) fn note(&self, worker: &str, record: &Record) {

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
 use kinestream::store::Scope;
-use kinestream::store::lease::HeartbeatRequest;
+use kinestream::store::lease::{HeartbeatRequest, Lease, LeaseTable, Leases};
 use kinestream::{ApplicationStatus, Consumer};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
@@ -44,15 +44,7 @@ async fn loads(fleet: &Fleet, kib: &[usize]) -> BTreeMap<String, usize> {
 
 /// Starts a worker that takes a time for each record.
 fn start(fleet: &Fleet, name: &str, capacity: f64, pause: Duration) -> Worker {
-    let consumer = fleet.builder(name).capacity(capacity).build().unwrap();
-    let mut records = consumer.records();
-    let reading = tokio::spawn(async move {
-        while let Some(record) = records.next().await {
-            record.expect("no error");
-            sleep(pause).await;
-        }
-    });
-    Worker { consumer, reading }
+    Worker::start(fleet.builder(name).capacity(capacity).build().unwrap(), pause, |_record| {})
 }
 
 const QUICK: Duration = Duration::from_millis(1);
@@ -60,8 +52,8 @@ const QUICK: Duration = Duration::from_millis(1);
 /// Waits until the leases have moved, and asserts that none moves afterwards.
 async fn settle(fleet: &Fleet) {
     sleep(12 * RENEWAL).await;
-    let owners = |table: kinestream::store::lease::LeaseTable| {
-        let owner = |(id, lease): (_, kinestream::store::lease::Lease)| (id, lease.owner);
+    let owners = |table: LeaseTable| {
+        let owner = |(id, lease): (_, Lease)| (id, lease.owner);
         table.leases.into_iter().map(owner).collect::<BTreeMap<_, _>>()
     };
     let before = owners(fleet.table().await);
@@ -74,12 +66,10 @@ async fn hot_shards_are_shared_and_then_no_lease_moves() {
     let fleet = Fleet::new(8);
     let workers = [start(&fleet, "a", 1.0, QUICK), start(&fleet, "b", 1.0, QUICK)];
     sleep(3 * RENEWAL).await;
-    let owned_by_a = |fleet: &Fleet, table: &kinestream::store::lease::LeaseTable, shard| {
-        table.leases[&fleet.orders.shard(shard).id()].owner.as_deref() == Some("a")
-    };
     let table = fleet.table().await;
-    let kib: Vec<usize> =
-        (0..8).map(|shard| if owned_by_a(&fleet, &table, shard) { 400 } else { 0 }).collect();
+    let is_of_a =
+        |shard| table.leases[&fleet.orders.shard(shard).id()].owner.as_deref() == Some("a");
+    let kib: Vec<usize> = (0..8).map(|shard| if is_of_a(shard) { 400 } else { 0 }).collect();
     let putting = put(&fleet, &kib);
     settle(&fleet).await;
     let expected = [("a".to_owned(), 800), ("b".to_owned(), 800)].into();
@@ -160,7 +150,7 @@ async fn numbers_are_even_while_a_worker_of_an_earlier_version_takes_part() {
     let scope = Scope::new("default", "orders");
     let earlier = fleet.store.clone();
     let earlier = tokio::spawn(async move {
-        let leases = kinestream::store::lease::Leases::new(std::sync::Arc::new(earlier), scope);
+        let leases = Leases::new(Arc::new(earlier), scope);
         let mut request = HeartbeatRequest::new("earlier", 1, LEASE);
         assert_eq!(request.size, None::<NonZeroU32>);
         request.capacity = 1;

@@ -61,16 +61,12 @@ impl<'a> Actor<'a> {
 
     pub(super) fn request(&self, changes: impl IntoIterator<Item = Change>) -> HeartbeatRequest {
         HeartbeatRequest {
-            worker: Arc::clone(&self.name),
-            incarnation: self.incarnation,
-            lease_duration: self.lease_duration,
             capacity: self.capacity,
-            size: None,
-            load: None,
             leaving: self.leaving,
             known: Some((self.known.generation, self.known.version)),
             only_if_unchanged: self.only_if_unchanged,
             changes: changes.into_iter().collect(),
+            ..HeartbeatRequest::new(self.name(), self.incarnation, self.lease_duration)
         }
     }
 
